@@ -1,0 +1,16 @@
+//! The nouns of Sandglass: what a run is asked to be, what it may use and how it ended.
+//! Nothing here does I/O; everything here is data or a pure decision over data.
+
+mod command;
+mod limits;
+mod outcome;
+mod record;
+mod spec;
+
+pub use command::{BadCommand, Command, MAX_WORD_BYTES, MAX_WORDS_BYTES};
+pub use limits::{BadLimit, Limits, LimitsRequest, Maxima};
+pub use outcome::{Evidence, Exit, KilledFor, Outcome, SetupFailure, Stream, signal_name};
+pub use record::{
+    Encoding, ImageRef, LimitHit, Output, Problem, Run, RunEvent, RunId, RunState, Timings, Usage,
+};
+pub use spec::{FileContent, FileSpec, OnOutputLimit, OutputEncoding, Profile, Pull, RunSpec, Stdin};

@@ -1,0 +1,129 @@
+//! What a run may use. A request names some limits; the defaults fill the rest; the maxima bound all.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr, max $max:expr;)*) => {
+        /// The limits in force for one run. Every one is enforced, or named in `not_enforced`.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Limits { $($(#[$doc])* pub $name: $type,)* }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        /// The limits that a request asks for; an absent one means the server's default.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+        #[serde(deny_unknown_fields, default)]
+        pub struct LimitsRequest {
+            $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $name: Option<$type>,)*
+        }
+
+        /// The most that any request may ask for.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Maxima { $($(#[$doc])* pub $name: $type,)* }
+
+        impl Default for Maxima {
+            fn default() -> Self {
+                Self { $($name: $max,)* }
+            }
+        }
+
+        impl LimitsRequest {
+            /// Fills in the defaults and refuses what lies over the maxima, naming each bad limit.
+            pub fn resolve(&self, defaults: &Limits, maxima: &Maxima) -> Result<Limits, Vec<BadLimit>> {
+                let mut bad = Vec::new();
+                $(
+                    let $name = self.$name.unwrap_or(defaults.$name);
+                    if !($name > <$type>::default()) || $name > maxima.$name {
+                        bad.push(BadLimit {
+                            name: stringify!($name),
+                            asked: $name.to_string(),
+                            max: maxima.$name.to_string(),
+                        });
+                    }
+                )*
+                if bad.is_empty() { Ok(Limits { $($name,)* }) } else { Err(bad) }
+            }
+        }
+    };
+}
+
+const MIB: u64 = 1024 * 1024;
+
+limits! {
+    /// Time from the start of the program to its end, in milliseconds.
+    wall_time_ms: u64 = 10_000, max 300_000;
+    /// Processor time of all processes of the run together, in milliseconds.
+    cpu_time_ms: u64 = 5_000, max 1_200_000;
+    /// Everything that the kernel charges to the run, files written in it included, in bytes.
+    memory_bytes: u64 = 256 * MIB, max u64::MAX;
+    /// Processes and threads alive at once, our own init not among them.
+    processes: u64 = 64, max 4096;
+    /// Bytes of standard output that are kept.
+    stdout_bytes: u64 = MIB, max 64 * MIB;
+    /// Bytes of standard error that are kept.
+    stderr_bytes: u64 = MIB, max 64 * MIB;
+    /// Bytes of files that the run may have at once.
+    disk_bytes: u64 = 64 * MIB, max 1024 * MIB;
+    /// Files and folders that the run may have at once.
+    inodes: u64 = 10_000, max 1_000_000;
+    /// The largest single file that the run may write, in bytes.
+    file_size_bytes: u64 = 64 * MIB, max 1024 * MIB;
+    /// Descriptors open at once in one process.
+    open_files: u64 = 256, max 65_536;
+    /// Stack of the main thread, in bytes.
+    stack_bytes: u64 = 8 * MIB, max 1024 * MIB;
+    /// Processors' worth of time per second of wall time.
+    cpus: f64 = 1.0, max 64.0;
+}
+
+/// A limit that was asked for and can't be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is {asked}; it must be more than 0 and at most {max}")]
+pub struct BadLimit {
+    pub name: &'static str,
+    pub asked: String,
+    pub max: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(request: LimitsRequest) -> Result<Limits, Vec<BadLimit>> {
+        request.resolve(&Limits::default(), &Maxima::default())
+    }
+
+    #[test]
+    fn absent_limits_are_the_defaults() {
+        assert_eq!(resolve(LimitsRequest::default()), Ok(Limits::default()));
+        let request = LimitsRequest { processes: Some(1), ..Default::default() };
+        assert_eq!(resolve(request).unwrap(), Limits { processes: 1, ..Default::default() });
+    }
+
+    #[test]
+    fn zero_too_much_and_not_a_number_are_each_named() {
+        let request = LimitsRequest {
+            wall_time_ms: Some(0),
+            processes: Some(4097),
+            cpus: Some(f64::NAN),
+            ..Default::default()
+        };
+        let names: Vec<_> = resolve(request).unwrap_err().iter().map(|bad| bad.name).collect();
+        assert_eq!(names, ["wall_time_ms", "processes", "cpus"]);
+    }
+
+    #[test]
+    fn an_unknown_limit_is_refused() {
+        let error = serde_json::from_str::<LimitsRequest>(r#"{"memory": 5}"#).unwrap_err();
+        assert!(error.to_string().contains("unknown field `memory`"), "{error}");
+    }
+}

@@ -1,0 +1,126 @@
+//! What a run is asked to be, once it has been checked.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{BadCommand, Command, Limits};
+
+/// One valid request to run one command.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSpec {
+    /// The image as the client wrote it, or `host`.
+    pub image: String,
+    pub command: Command,
+    pub stdin: Stdin,
+    /// Merged per key over the image's own.
+    pub env: BTreeMap<String, String>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    pub files: Vec<FileSpec>,
+    pub limits: Limits,
+    pub profile: Profile,
+    pub pull: Pull,
+    pub on_output_limit: OnOutputLimit,
+    pub output_encoding: OutputEncoding,
+    pub priority: i32,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl RunSpec {
+    /// A run with every default: what the command line and the tests start from.
+    pub fn new(image: impl Into<String>, command: Command) -> Self {
+        Self {
+            image: image.into(),
+            command,
+            stdin: Stdin::Empty,
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            files: Vec::new(),
+            limits: Limits::default(),
+            profile: Profile::default(),
+            pull: Pull::default(),
+            on_output_limit: OnOutputLimit::default(),
+            output_encoding: OutputEncoding::default(),
+            priority: 0,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Checks environment entries: a key is not empty and has neither `=` nor NUL.
+    pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), BadCommand> {
+        for (key, value) in env {
+            if key.is_empty() || key.contains('=') {
+                return Err(BadCommand::Empty);
+            }
+            crate::command::check_words([key.as_str(), value.as_str()].into_iter())?;
+        }
+        Ok(())
+    }
+}
+
+/// What the command reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Stdin {
+    #[default]
+    Empty,
+    Bytes(Vec<u8>),
+}
+
+/// A file that is laid into the sandbox before the command starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSpec {
+    /// Absolute, or relative to the working directory.
+    pub path: String,
+    pub mode: u32,
+    pub content: FileContent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileContent {
+    Bytes(Vec<u8>),
+    /// A file of the machine on which the command line runs; never reachable over HTTP.
+    Local(std::path::PathBuf),
+}
+
+/// How high the walls are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    #[default]
+    Strict,
+    Compat,
+}
+
+/// When the registry is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    #[default]
+    Missing,
+    Always,
+    Never,
+}
+
+/// What happens when an output goes past its cap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OnOutputLimit {
+    #[default]
+    Kill,
+    Discard,
+}
+
+/// How output bytes are put into JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum OutputEncoding {
+    #[default]
+    Auto,
+    Base64,
+}

@@ -1,0 +1,146 @@
+//! The conversation between server, launcher and keeper, written down as types.
+//!
+//! Server → launcher: one packet per [`Request`] on the launcher's SOCK_SEQPACKET socket. The first
+//! descriptor that travels with it is the *control* end of a socket pair; what follows is only ever
+//! said on that pair. Its closing ends whatever was asked for: that is how the server cancels, and
+//! also what happens when it dies.
+//!
+//! | request | descriptors, in order | then, on the control socket |
+//! |---|---|---|
+//! | `Run` | control, spec (memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files… | ← `Started`, ← `Finished` or `Failed`, ← `TornDown`; → [`Order::Kill`] at any time |
+//! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
+//! | `Remove` | control | ← `Removed` or `Failed` |
+//!
+//! Every packet is JSON and at most [`MAX_PACKET_BYTES`] long.
+
+use serde::{Deserialize, Serialize};
+
+use run::{Exit, KilledFor, LimitHit, Limits, Profile, SetupFailure, Usage};
+
+pub const MAX_PACKET_BYTES: usize = 64 * 1024;
+
+/// The most descriptors that one packet carries (the kernel's own limit is 253).
+pub const MAX_FILES: usize = 200;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Run,
+    /// Unpacks one layer and keeps it as `layer` once it is committed.
+    Unpack { layer: String, job: String },
+    Remove { layer: String },
+}
+
+/// Everything that the launcher must know to start one command. Also the file that
+/// `sandglass-launcher run spec.json` takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchSpec {
+    pub rootfs: Rootfs,
+    /// The program first. Without a slash it is looked up in `PATH` of `env`.
+    pub argv: Vec<String>,
+    /// `KEY=value`, in the order in which the program gets them. `HOME` is added from the image's
+    /// passwd and `PATH` by default where they are missing.
+    pub env: Vec<String>,
+    /// Created if missing, owned by the user. Empty means `/`.
+    pub workdir: String,
+    /// `uid`, `name`, `uid:gid`, `name:group`…, looked up inside the jail. Empty means `0:0`.
+    pub user: String,
+    pub limits: Limits,
+    pub files: Vec<LaunchFile>,
+    pub profile: Profile,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// Names in the layer store, the topmost first.
+    Layers(Vec<String>),
+    /// The machine's own `/usr` with a minimal `/etc`, read-only.
+    Host,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchFile {
+    /// Absolute, or relative to the working directory.
+    pub path: String,
+    pub mode: u32,
+    /// Which of the files' descriptors holds the content, and where in it.
+    pub descriptor: usize,
+    pub offset: u64,
+    pub len: u64,
+}
+
+/// Server → keeper, on the control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// End the run; the reason is kept if it is the first.
+    Kill(KilledFor),
+    /// The compressed bytes had the right digest: keep the unpacked layer.
+    Commit,
+}
+
+/// Keeper → server, on the control socket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The program was started, this long after the request arrived.
+    Started { setup_us: u64 },
+    /// Every process of the run is dead.
+    Finished(Box<Finished>),
+    /// Mounts and cgroups are gone too. `clean` is false where something stayed behind.
+    TornDown { teardown_us: u64, clean: bool },
+    /// The jail has read the whole layer; `report` is what the unpack function returned.
+    Unpacked { report: String },
+    Committed,
+    Removed,
+    /// Our fault, or the kernel's; nothing of what was asked for stays behind.
+    Failed(SetupFailure),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Finished {
+    pub exit: Exit,
+    pub killed_for: Option<KilledFor>,
+    pub oom_kills: u64,
+    pub usage: Usage,
+    pub limit_hits: Vec<LimitHit>,
+    /// How far past its time limit the last process died, where one was hit.
+    pub overshoot_us: Option<u64>,
+}
+
+/// Launcher → server, once, before the first request is taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub kernel: String,
+    pub walls: Vec<Wall>,
+    /// Names of limits in `api.md`'s spelling that this host can't enforce.
+    pub not_enforced: Vec<String>,
+    /// How many ids each run has to itself.
+    pub id_width: u32,
+    /// How many runs can have ids of their own at once.
+    pub max_runs: u32,
+    /// `v2`, `v1`, `hybrid` or `none`.
+    pub cgroup: String,
+    /// Whether `image: "host"` can be offered.
+    pub host_image: bool,
+}
+
+/// One wall of the sandbox and whether it stands on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wall {
+    pub name: String,
+    pub state: WallState,
+    /// What it is, or why it is weaker or missing and how to get it.
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WallState {
+    Up,
+    Weaker,
+    Down,
+}
