@@ -26,7 +26,9 @@ pub enum BadCommand {
     Nul,
     #[error("a word has {bytes} bytes; the kernel passes at most {MAX_WORD_BYTES}")]
     WordTooLong { bytes: usize },
-    #[error("the words have {bytes} bytes together; at most {MAX_WORDS_BYTES} can be passed; use stdin or a file")]
+    #[error(
+        "the words have {bytes} bytes together; at most {MAX_WORDS_BYTES} can be passed; use stdin or a file"
+    )]
     TooLong { bytes: usize },
 }
 

@@ -42,7 +42,9 @@ macro_rules! limits {
                 let mut bad = Vec::new();
                 $(
                     let $name = self.$name.unwrap_or(defaults.$name);
-                    if !($name > <$type>::default()) || $name > maxima.$name {
+                    // Written so that a value that is no number is refused too.
+                    let within = $name > <$type>::default() && $name <= maxima.$name;
+                    if !within {
                         bad.push(BadLimit {
                             name: stringify!($name),
                             asked: $name.to_string(),

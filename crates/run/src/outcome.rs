@@ -168,9 +168,9 @@ impl Outcome {
 /// The name by which people know a signal: `SIGSEGV`, `SIGRTMIN+3`.
 pub fn signal_name(signal: i32) -> String {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     // 32 and 33 belong to the C library; SIGRTMIN, as programs see it, is 34.
     match signal {
@@ -216,7 +216,11 @@ mod tests {
             (KilledFor::ServerGone, "cancelled"),
         ] {
             for exit in [SIGKILL, Exit::Code(0), Exit::Unknown] {
-                assert_eq!(judge(exit.clone(), Some(killed_for), 0, None).name(), name, "{killed_for:?} {exit:?}");
+                assert_eq!(
+                    judge(exit.clone(), Some(killed_for), 0, None).name(),
+                    name,
+                    "{killed_for:?} {exit:?}"
+                );
             }
         }
     }
@@ -241,7 +245,9 @@ mod tests {
 
     #[test]
     fn signals_have_the_names_that_people_know() {
-        for (number, name) in [(1, "SIGHUP"), (11, "SIGSEGV"), (31, "SIGSYS"), (34, "SIGRTMIN"), (64, "SIGRTMIN+30")] {
+        for (number, name) in
+            [(1, "SIGHUP"), (11, "SIGSEGV"), (31, "SIGSYS"), (34, "SIGRTMIN"), (64, "SIGRTMIN+30")]
+        {
             assert_eq!(signal_name(number), name);
         }
     }

@@ -1,4 +1,43 @@
 //! One command in one sandbox: the launcher process, its protocol, the namespaces and the limits.
-//! No async runtime; all the `unsafe` of the sandbox stands in `sys.rs`.
+//!
+//! Two sides live here. [`client`] is the server's: it starts the launcher and sends requests.
+//! Everything else runs in the launcher and its children, each of which has one thread:
+//!
+//! ```text
+//! server ──[`protocol`]──► launcher: a loop that forks
+//!                            ├─► keeper: cgroup, clone, overlay; watches; kills; reports
+//!                            │     └─► init: PID 1 inside; builds the rest, reaps
+//!                            │           └─► command: gives up everything, executes the program
+//!                            └─► jail: unpacks one layer
+//! ```
+//!
+//! There is no async runtime here, and all the `unsafe` stands in `sys.rs`.
 
 pub mod protocol;
+
+pub mod client;
+pub mod launcher;
+
+mod by_hand;
+mod setup;
+mod walls;
+
+mod keeper;
+mod watch;
+
+mod command;
+mod init;
+mod inside;
+mod passwd;
+mod seccomp;
+
+mod jail;
+mod store;
+
+mod cgroup;
+mod dir;
+mod host;
+mod packet;
+mod rootfs;
+mod step;
+mod sys;

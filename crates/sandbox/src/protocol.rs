@@ -27,8 +27,13 @@ pub const MAX_FILES: usize = 200;
 pub enum Request {
     Run,
     /// Unpacks one layer and keeps it as `layer` once it is committed.
-    Unpack { layer: String, job: String },
-    Remove { layer: String },
+    Unpack {
+        layer: String,
+        job: String,
+    },
+    Remove {
+        layer: String,
+    },
 }
 
 /// Everything that the launcher must know to start one command. Also the file that
@@ -87,13 +92,20 @@ pub enum Order {
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// The program was started, this long after the request arrived.
-    Started { setup_us: u64 },
+    Started {
+        setup_us: u64,
+    },
     /// Every process of the run is dead.
     Finished(Box<Finished>),
     /// Mounts and cgroups are gone too. `clean` is false where something stayed behind.
-    TornDown { teardown_us: u64, clean: bool },
+    TornDown {
+        teardown_us: u64,
+        clean: bool,
+    },
     /// The jail has read the whole layer; `report` is what the unpack function returned.
-    Unpacked { report: String },
+    Unpacked {
+        report: String,
+    },
     Committed,
     Removed,
     /// Our fault, or the kernel's; nothing of what was asked for stays behind.

@@ -1,0 +1,256 @@
+//! One run's cgroup: made with its limits before any process joins, read and removed after the last
+//! one has left.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use run::Limits;
+
+use super::{Cgroups, Home};
+use crate::dir;
+use crate::step::{At, Failure};
+
+/// What a cgroup knows of a run when it has ended.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Account {
+    pub(crate) cpu_us: u64,
+    pub(crate) user_us: u64,
+    pub(crate) system_us: u64,
+    pub(crate) memory_peak: Option<u64>,
+    pub(crate) pids_peak: Option<u64>,
+    pub(crate) pids_hit: bool,
+    pub(crate) oom_kills: u64,
+}
+
+impl Account {
+    /// The same with the processor time that was used before left out.
+    pub(crate) fn since(self, before: &Account) -> Account {
+        Account {
+            cpu_us: self.cpu_us.saturating_sub(before.cpu_us),
+            user_us: self.user_us.saturating_sub(before.user_us),
+            system_us: self.system_us.saturating_sub(before.system_us),
+            ..self
+        }
+    }
+}
+
+/// The directories of one run. A controller of version 2 shares the unified one.
+#[derive(Debug)]
+pub(crate) struct RunGroup<'a> {
+    parents: &'a Cgroups,
+    name: String,
+    unified: Option<OwnedFd>,
+    memory: Option<Home>,
+    pids: Option<Home>,
+    cpu: Option<Home>,
+    cpuacct: Option<Home>,
+}
+
+impl<'a> RunGroup<'a> {
+    pub(crate) fn create(parents: &'a Cgroups, name: &str, limits: &Limits) -> Result<Self, Failure> {
+        let mut group = RunGroup {
+            parents,
+            name: name.into(),
+            unified: None,
+            memory: None,
+            pids: None,
+            cpu: None,
+            cpuacct: None,
+        };
+        // An error from here on drops `group`, which removes what was made.
+        group.unified =
+            parents.unified.as_ref().map(|parent| make(parent, name)).transpose().at("make cgroup")?;
+        group.memory = group.home(&parents.memory).at("make memory cgroup")?;
+        group.pids = group.home(&parents.pids).at("make pids cgroup")?;
+        group.cpu = group.home(&parents.cpu).at("make cpu cgroup")?;
+        group.cpuacct = group.home(&parents.cpuacct).at("make cpuacct cgroup")?;
+        group.limit(limits).at("set cgroup limits")?;
+        Ok(group)
+    }
+
+    fn home(&self, parent: &Option<Home>) -> io::Result<Option<Home>> {
+        let Some(parent) = parent else { return Ok(None) };
+        let dir = match (&self.unified, parent.v2) {
+            (Some(unified), true) => unified.try_clone()?,
+            _ => make(&parent.dir, &self.name)?,
+        };
+        Ok(Some(Home { dir, v2: parent.v2 }))
+    }
+
+    fn limit(&self, limits: &Limits) -> io::Result<()> {
+        match &self.memory {
+            Some(Home { dir, v2: true }) => limit_memory_v2(dir, limits.memory_bytes)?,
+            Some(Home { dir, v2: false }) => limit_memory_v1(dir, limits.memory_bytes)?,
+            None => {}
+        }
+        if let Some(pids) = &self.pids {
+            // Our init is in there too.
+            dir::write(&pids.dir, "pids.max", &limits.processes.saturating_add(1).to_string())?;
+        }
+        if let Some(cpu) = &self.cpu
+            && limits.cpus < online_cpus() as f64
+        {
+            limit_cpu(cpu, limits.cpus)?;
+        }
+        Ok(())
+    }
+
+    /// The directory that a child can be cloned into; only version 2 can.
+    pub(crate) fn clone_target(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Puts a process into every hierarchy that it wasn't cloned into.
+    pub(crate) fn attach(&self, pid: Pid) -> io::Result<()> {
+        let homes = [&self.memory, &self.pids, &self.cpu, &self.cpuacct];
+        for home in homes.into_iter().flatten().filter(|home| !home.v2) {
+            dir::write(&home.dir, "cgroup.procs", &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Kills every process in the cgroup at once, where the kernel can.
+    pub(crate) fn kill(&self) {
+        if let Some(unified) = &self.unified {
+            let _ = dir::write(unified, "cgroup.kill", "1");
+        }
+    }
+
+    /// Readable when version 1's OOM killer struck: it ends one process and leaves its siblings.
+    /// Version 2 ends all of them itself.
+    pub(crate) fn oom_event(&self) -> Option<EventFd> {
+        let Some(Home { dir, v2: false }) = &self.memory else { return None };
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).ok()?;
+        let control =
+            nix::fcntl::openat(dir, "memory.oom_control", nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
+                .ok()?;
+        let line = format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd());
+        dir::write(dir, "cgroup.event_control", &line).ok()?;
+        Some(event)
+    }
+
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let count = match &self.memory {
+            Some(Home { dir, v2: true }) => dir::read_key(dir, "memory.events", "oom_kill"),
+            Some(Home { dir, v2: false }) => dir::read_key(dir, "memory.oom_control", "oom_kill"),
+            None => Ok(None),
+        };
+        count.ok().flatten().unwrap_or(0)
+    }
+
+    /// Processor time used so far, in microseconds.
+    pub(crate) fn cpu_us(&self) -> u64 {
+        let used = match (&self.unified, &self.cpuacct) {
+            (Some(unified), _) => dir::read_key(unified, "cpu.stat", "usage_usec").ok().flatten(),
+            (None, Some(home)) => dir::read_number(&home.dir, "cpuacct.usage").ok().map(|ns| ns / 1000),
+            (None, None) => None,
+        };
+        used.unwrap_or(0)
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        let mut account =
+            Account { cpu_us: self.cpu_us(), oom_kills: self.oom_kills(), ..Account::default() };
+        if let Some(unified) = &self.unified {
+            account.user_us = dir::read_key(unified, "cpu.stat", "user_usec").ok().flatten().unwrap_or(0);
+            account.system_us = dir::read_key(unified, "cpu.stat", "system_usec").ok().flatten().unwrap_or(0);
+        } else if let Some(cpuacct) = &self.cpuacct {
+            account.user_us = dir::read_number(&cpuacct.dir, "cpuacct.usage_user").unwrap_or(0) / 1000;
+            account.system_us = dir::read_number(&cpuacct.dir, "cpuacct.usage_sys").unwrap_or(0) / 1000;
+        }
+        if let Some(Home { dir, v2 }) = &self.memory {
+            let name = if *v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+            account.memory_peak = dir::read_number(dir, name).ok();
+        }
+        if let Some(Home { dir, .. }) = &self.pids {
+            account.pids_peak = dir::read_number(dir, "pids.peak").ok().map(|peak| peak.saturating_sub(1));
+            account.pids_hit = dir::read_key(dir, "pids.events", "max").ok().flatten().unwrap_or(0) > 0;
+        }
+        account
+    }
+
+    /// Removes the directories; `false` when the kernel still held one after `patience`.
+    pub(crate) fn remove(self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        self.remove_until(deadline)
+    }
+
+    fn remove_until(&self, deadline: Instant) -> bool {
+        let parents = self.parents;
+        let v1 = [&parents.memory, &parents.pids, &parents.cpu, &parents.cpuacct];
+        let dirs =
+            v1.into_iter().flatten().filter(|home| !home.v2).map(|home| &home.dir).chain(&parents.unified);
+        let mut clean = true;
+        for dir in dirs {
+            clean &= remove(dir, &self.name, deadline);
+        }
+        clean
+    }
+}
+
+impl Drop for RunGroup<'_> {
+    fn drop(&mut self) {
+        self.remove_until(Instant::now());
+    }
+}
+
+fn make(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o755))?;
+    dir::open_dir_beneath(parent, name, nix::fcntl::OFlag::empty())
+}
+
+fn remove(parent: &OwnedFd, name: &str, deadline: Instant) -> bool {
+    let mut pause = Duration::from_micros(100);
+    loop {
+        match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(nix::errno::Errno::ENOENT) => return true,
+            Err(nix::errno::Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(pause),
+            Err(_) => return false,
+        }
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+fn limit_memory_v2(dir: &OwnedFd, bytes: u64) -> io::Result<()> {
+    dir::write(dir, "memory.max", &bytes.to_string())?;
+    optional(dir::write(dir, "memory.swap.max", "0"))?;
+    optional(dir::write(dir, "memory.zswap.max", "0"))?;
+    // All processes of a run end together when one of them is killed for memory.
+    dir::write(dir, "memory.oom.group", "1")
+}
+
+fn limit_memory_v1(dir: &OwnedFd, bytes: u64) -> io::Result<()> {
+    let bytes = bytes.to_string();
+    dir::write(dir, "memory.limit_in_bytes", &bytes)?;
+    // Memory and swap together may not be more than memory alone: no swap.
+    optional(dir::write(dir, "memory.memsw.limit_in_bytes", &bytes))?;
+    optional(dir::write(dir, "memory.swappiness", "0"))
+}
+
+/// A host without swap accounting has no such file, and then no swap to limit either.
+fn optional(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn limit_cpu(cpu: &Home, cpus: f64) -> io::Result<()> {
+    const PERIOD_US: f64 = 100_000.0;
+    // The kernel takes no quota below a millisecond; a longer period keeps the share exact.
+    let period = if cpus * PERIOD_US < 1000.0 { 1_000_000.0 } else { PERIOD_US };
+    let quota = (cpus * period).max(1000.0) as u64;
+    if cpu.v2 {
+        return dir::write(&cpu.dir, "cpu.max", &format!("{quota} {period}"));
+    }
+    dir::write(&cpu.dir, "cpu.cfs_period_us", &period.to_string())?;
+    dir::write(&cpu.dir, "cpu.cfs_quota_us", &quota.to_string())
+}
+
+pub(crate) fn online_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,213 @@
+//! Where this host's cgroups are and how the launcher gets a place of its own in them.
+//!
+//! Version 2, version 1 and the mixture of both are one structure: each controller is found where it
+//! is. A version 2 hierarchy without any controller is used as well, because killing, counting
+//! processor time and cloning straight into a cgroup work there whatever the controllers.
+
+mod group;
+mod hierarchy;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+pub(crate) use group::{Account, RunGroup, online_cpus};
+
+use crate::dir;
+use hierarchy::{Hierarchies, Mount};
+
+/// A controller's home: the directory below which each run gets a directory of its own.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) dir: OwnedFd,
+    pub(crate) v2: bool,
+}
+
+/// The launcher's own directories in every hierarchy that it needs.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    pub(crate) unified: Option<OwnedFd>,
+    pub(crate) memory: Option<Home>,
+    pub(crate) pids: Option<Home>,
+    pub(crate) cpu: Option<Home>,
+    /// Only where there is no version 2 hierarchy to count processor time.
+    pub(crate) cpuacct: Option<Home>,
+    /// What was created, to be removed at the end or by the next start.
+    made: Vec<Made>,
+    /// Why a controller is missing, in words for the operator.
+    pub(crate) troubles: Vec<String>,
+}
+
+/// A directory that we made, with the descriptor by which it can be removed when its path is out of reach.
+#[derive(Debug)]
+struct Made {
+    parent: OwnedFd,
+    path: PathBuf,
+}
+
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+impl Cgroups {
+    /// Makes `name` in every hierarchy. What can't be had is left out and explained in `troubles`.
+    pub(crate) fn set_up(name: &str, parent: Option<&Path>, supervised: &[i32]) -> Cgroups {
+        let mut cgroups = Cgroups::default();
+        let hierarchies = match Hierarchies::find() {
+            Ok(hierarchies) => hierarchies,
+            Err(error) => {
+                cgroups.troubles.push(format!("can't read where cgroups are mounted: {error}"));
+                return cgroups;
+            }
+        };
+        if let Some(mount) = &hierarchies.unified {
+            cgroups.set_up_unified(mount, name, parent, supervised);
+        }
+        cgroups.set_up_v1(&hierarchies, name);
+        cgroups
+    }
+
+    fn set_up_unified(&mut self, mount: &Mount, name: &str, parent: Option<&Path>, supervised: &[i32]) {
+        let base = match hierarchy::unified_base(mount, parent) {
+            Ok(base) => base,
+            Err(error) => return self.trouble("version 2", &mount.point, &error),
+        };
+        let available = hierarchy::available_controllers(&base);
+        if let Err(error) = hierarchy::delegate(&base, &available, supervised) {
+            self.trouble("version 2", &base, &error);
+        }
+        let home = base.join(name);
+        let dir = match self.make(&home) {
+            Ok(dir) => dir,
+            Err(error) => return self.trouble("version 2", &home, &error),
+        };
+        for controller in &available {
+            // A controller that can't be passed on is missed below, where its control file is looked for.
+            let _ = dir::write(&dir, "cgroup.subtree_control", &format!("+{controller}"));
+        }
+        let passed_on = dir::read(&dir, "cgroup.subtree_control").unwrap_or_default();
+        for controller in passed_on.split_whitespace() {
+            if let Ok(dir) = dir.try_clone() {
+                self.set(controller, Home { dir, v2: true });
+            }
+        }
+        self.unified = Some(dir);
+    }
+
+    fn set_up_v1(&mut self, hierarchies: &Hierarchies, name: &str) {
+        let without_unified = self.unified.is_none().then_some("cpuacct");
+        for controller in CONTROLLERS.into_iter().chain(without_unified) {
+            if self.has(controller) {
+                continue;
+            }
+            let Some(mount) = hierarchies.v1(controller) else {
+                if controller != "cpuacct" {
+                    self.troubles.push(format!("no cgroup hierarchy has the controller {controller}"));
+                }
+                continue;
+            };
+            let home = mount.own_directory().join(name);
+            match self.make(&home) {
+                Ok(dir) => self.set(controller, Home { dir, v2: false }),
+                Err(error) => self.trouble(controller, &home, &error),
+            }
+        }
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        match controller {
+            "memory" => self.memory.is_some(),
+            "pids" => self.pids.is_some(),
+            "cpu" => self.cpu.is_some(),
+            _ => self.cpuacct.is_some(),
+        }
+    }
+
+    fn set(&mut self, controller: &str, home: Home) {
+        match controller {
+            "memory" => self.memory = Some(home),
+            "pids" => self.pids = Some(home),
+            "cpu" => self.cpu = Some(home),
+            "cpuacct" => self.cpuacct = Some(home),
+            _ => {}
+        }
+    }
+
+    /// Two controllers may share one mount (`cpu,cpuacct`), so the directory may be there already.
+    fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
+        match std::fs::create_dir(path) {
+            Ok(()) => {
+                let parent = dir::open_dir(path.parent().unwrap_or(Path::new("/")))?;
+                self.made.push(Made { parent, path: path.to_owned() });
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && self.made.iter().any(|made| made.path == path) => {}
+            Err(error) => return Err(error),
+        }
+        dir::open_dir(path)
+    }
+
+    fn trouble(&mut self, what: &str, path: &Path, error: &io::Error) {
+        self.troubles.push(format!("cgroup {what}: {}: {error}", path.display()));
+    }
+
+    /// `v2`, `v1`, `hybrid` or `none`.
+    pub(crate) fn version(&self) -> &'static str {
+        let homes = [&self.memory, &self.pids, &self.cpu];
+        match (homes.iter().any(|home| matches!(home, Some(Home { v2: false, .. }))), self.unified.is_some())
+        {
+            (true, true) => "hybrid",
+            (true, false) => "v1",
+            (false, true) => "v2",
+            (false, false) => "none",
+        }
+    }
+
+    /// Paths of what was made, for the next start to clean up if this one can't.
+    pub(crate) fn made(&self) -> impl Iterator<Item = &Path> {
+        self.made.iter().map(|made| made.path.as_path())
+    }
+
+    /// Removes the directories once every run has removed its own.
+    pub(crate) fn remove_made(&self) {
+        for Made { parent, path } in &self.made {
+            let Some(name) = path.file_name() else { continue };
+            for _ in 0..200 {
+                match nix::unistd::unlinkat(parent, name, nix::unistd::UnlinkatFlags::RemoveDir) {
+                    Err(nix::errno::Errno::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// Ends and removes everything in a cgroup that a predecessor left behind.
+pub(crate) fn sweep(path: &Path) {
+    let Ok(entries) = std::fs::read_dir(path) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        empty(&entry.path());
+    }
+    empty(path);
+}
+
+fn empty(path: &Path) {
+    for _ in 0..1000 {
+        if std::fs::remove_dir(path).is_ok() || !path.exists() {
+            return;
+        }
+        if std::fs::write(path.join("cgroup.kill"), "1").is_err() {
+            kill_members(path);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// Version 1 has no `cgroup.kill`. A pid read here can't be used again before its process is reaped,
+/// and everything in a run's cgroup is reaped by an init that is in there too.
+fn kill_members(path: &Path) {
+    let members = std::fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+}

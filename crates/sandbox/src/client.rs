@@ -1,0 +1,181 @@
+//! The server's side of the launcher: starting it from a sealed copy of its program and sending it
+//! requests. Blocking only while it starts; afterwards every descriptor is non-blocking and the
+//! caller waits in its own way.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+use run::SetupFailure;
+
+use crate::protocol::{Event, Hello, LaunchSpec, MAX_FILES, Order, Request};
+pub use crate::setup::Options;
+use crate::{packet, sys};
+
+/// How long the launcher may take to get ready: sweeping what a predecessor left included.
+const START_PATIENCE_SECONDS: i64 = 60;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("can't read the launcher {}", path.display())]
+    Program { path: std::path::PathBuf, source: io::Error },
+    #[error("can't start the launcher")]
+    Spawn { source: io::Error },
+    #[error("the launcher did not say hello")]
+    Silent { source: io::Error },
+    #[error("the launcher can't work here")]
+    Refused { source: SetupFailure },
+}
+
+/// A started launcher. Dropping it closes its socket, and that ends it and every run.
+#[derive(Debug)]
+pub struct Launcher {
+    socket: OwnedFd,
+    child: Child,
+}
+
+/// One layer on its way into the store.
+#[derive(Debug)]
+pub struct Unpacking {
+    pub control: OwnedFd,
+    /// The compressed bytes go in here; closing it says that they were all.
+    pub input: OwnedFd,
+}
+
+impl Launcher {
+    /// Must be called before this process has a second thread.
+    pub fn start(options: &Options) -> Result<(Self, Hello), StartError> {
+        let path = &options.program;
+        let program = seal(path).map_err(|source| StartError::Program { path: path.clone(), source })?;
+        let (ours, theirs) = packet::pair().map_err(|source| StartError::Spawn { source })?;
+        let arguments =
+            serde_json::to_string(options).map_err(|error| StartError::Spawn { source: error.into() })?;
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .args(["serve", &arguments])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|source| StartError::Spawn { source })?;
+        let hello = listen(ours.as_fd()).map_err(|source| StartError::Silent { source })?;
+        let hello = hello.map_err(|source| StartError::Refused { source })?;
+        set_nonblocking(ours.as_fd()).map_err(|source| StartError::Spawn { source })?;
+        Ok((Self { socket: ours, child }, hello))
+    }
+
+    /// Readable only when the launcher is dead: after its hello it never says anything here.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts a run; returns its control socket. `WouldBlock` means: wait until the socket is writable.
+    pub fn run(
+        &self,
+        spec: &LaunchSpec,
+        stdio: [BorrowedFd<'_>; 3],
+        files: &[BorrowedFd<'_>],
+    ) -> io::Result<OwnedFd> {
+        if files.len() > MAX_FILES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one run"));
+        }
+        let spec = memfd("spec", &serde_json::to_vec(spec)?)?;
+        let mut fds = vec![spec.as_fd()];
+        fds.extend(stdio);
+        fds.extend(files);
+        self.request(&Request::Run, &fds)
+    }
+
+    pub fn unpack(&self, layer: &str, job: &str) -> io::Result<Unpacking> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        // A larger pipe saves a switch between the two sides for every 64 KiB; the kernel may refuse.
+        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(1 << 20));
+        let request = Request::Unpack { layer: layer.into(), job: job.into() };
+        let control = self.request(&request, &[read.as_fd()])?;
+        Ok(Unpacking { control, input: write })
+    }
+
+    pub fn remove(&self, layer: &str) -> io::Result<OwnedFd> {
+        self.request(&Request::Remove { layer: layer.into() }, &[])
+    }
+
+    fn request(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
+        let (ours, theirs) = packet::pair()?;
+        let mut all = vec![theirs.as_fd()];
+        all.extend(fds);
+        packet::send(self.socket.as_fd(), request, &all)?;
+        set_nonblocking(ours.as_fd())?;
+        Ok(ours)
+    }
+}
+
+impl Drop for Launcher {
+    /// The launcher ends when its socket closes, and after it has removed its cgroups; waiting for
+    /// that leaves nothing behind.
+    fn drop(&mut self) {
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+}
+
+/// The next event of a run; `None` when its keeper has closed the socket.
+pub fn receive(control: BorrowedFd<'_>) -> io::Result<Option<Event>> {
+    Ok(packet::receive(control)?.map(|(event, _)| event))
+}
+
+pub fn send(control: BorrowedFd<'_>, order: Order) -> io::Result<()> {
+    packet::send(control, &order, &[])
+}
+
+/// A file in memory that nobody can change any more, with its offset at the beginning.
+pub fn memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    seal_bytes(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING, bytes)
+}
+
+fn seal_bytes(name: &str, flags: u32, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(sys::memfd(name, flags)?);
+    file.write_all(bytes)?;
+    io::Seek::rewind(&mut file)?;
+    let seals =
+        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+/// A copy of the program that nothing can overwrite, not even through `/proc/self/exe`.
+fn seal(path: &Path) -> io::Result<OwnedFd> {
+    const MFD_EXEC: u32 = 0x10;
+    let mut bytes = Vec::new();
+    File::open(path)?.read_to_end(&mut bytes)?;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    match seal_bytes("sandglass-launcher", flags | MFD_EXEC, &bytes) {
+        // Before Linux 6.3 every such file is executable and the flag unknown.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            seal_bytes("sandglass-launcher", flags, &bytes)
+        }
+        result => result,
+    }
+}
+
+fn listen(socket: BorrowedFd<'_>) -> io::Result<Result<Hello, SetupFailure>> {
+    let patience = TimeVal::new(START_PATIENCE_SECONDS, 0);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    match packet::receive(socket)? {
+        Some((hello, _)) => Ok(hello),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended; its own message is above")),
+    }
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(Into::into)
+}

@@ -1,0 +1,261 @@
+//! The last steps before the user's program: what it inherits is decided here, and nothing else is
+//! left. Forked from init, it gives up every privilege in an order in which each step still can be
+//! taken, puts the filters on last, and executes.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, getcwd, setresgid, setresuid, setsid};
+use run::{Limits, SetupFailure};
+use serde::{Deserialize, Serialize};
+
+use crate::step::{At, Failure};
+use crate::{seccomp, sys};
+
+/// Where programs are looked for when neither image nor request says.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Everything that the program will be, ready for calls that take no decision any more.
+pub(crate) struct Program<'a> {
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) workdir: CString,
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) limits: &'a Limits,
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+}
+
+/// What the child says before it becomes the program; nothing if it could become it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Said {
+    NotStarted(String),
+    Failed(SetupFailure),
+}
+
+/// The environment with the two variables that every program expects.
+pub(crate) fn environment(given: &[String], home: &str) -> Vec<String> {
+    let has =
+        |key: &str| given.iter().any(|entry| entry.split_once('=').is_some_and(|(name, _)| name == key));
+    let mut env = given.to_vec();
+    if !has("PATH") {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    if !has("HOME") {
+        env.push(format!("HOME={home}"));
+    }
+    env
+}
+
+/// The paths at which the program may be. With a slash in its name there is only one.
+pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, String> {
+    if program.is_empty() {
+        return Err("the program's name is empty".into());
+    }
+    let whole =
+        |path: String| CString::new(path).map_err(|_| "the program's name contains a NUL byte".to_owned());
+    if program.contains('/') {
+        return Ok(vec![whole(program.to_owned())?]);
+    }
+    let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    path.split(':')
+        .map(|dir| whole(if dir.is_empty() { format!("./{program}") } else { format!("{dir}/{program}") }))
+        .collect()
+}
+
+/// Becomes the program, or says why not and exits.
+pub(crate) fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
+    // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
+    let said = match inherit(program, tells.as_fd()).and_then(|()| restrict(program)) {
+        Err(failure) => Said::Failed(failure.into()),
+        Ok(()) => Said::NotStarted(become_program(program)),
+    };
+    let _ = serde_json::to_vec(&said).map(|bytes| tell(&bytes));
+    // Nothing is dropped: the descriptors' numbers are not what they were.
+    std::process::exit(127);
+}
+
+const TELLS: i32 = 3;
+
+/// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
+const LANDLOCK_ABI: ABI = ABI::V6;
+
+fn tell(bytes: &[u8]) -> std::io::Result<()> {
+    File::from(sys::duplicate(TELLS)?).write_all(bytes)
+}
+
+/// What the child said, or `None` when the pipe was closed by a successful exec.
+pub(crate) fn wait_for_exec(says: OwnedFd) -> Option<Said> {
+    let mut bytes = Vec::new();
+    let _ = File::from(says).read_to_end(&mut bytes);
+    if bytes.is_empty() {
+        return None;
+    }
+    Some(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        Said::Failed(SetupFailure { step: "read the start's status".into(), error: error.to_string() })
+    }))
+}
+
+/// Descriptors, session, signals, umask, resource limits.
+fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> {
+    setsid().at("new session for the command")?;
+    for (number, fd) in program.stdio.iter().enumerate() {
+        sys::place(*fd, number as i32).at("place standard descriptors")?;
+    }
+    sys::place(tells, TELLS).at("place status pipe")?;
+    sys::close_from(TELLS + 1).at("close descriptors")?;
+    sys::close_on_exec(TELLS).at("mark status pipe")?;
+    sys::default_signals();
+    umask(Mode::from_bits_truncate(0o022));
+    set_limits(program.limits).at("set resource limits")
+}
+
+fn set_limits(limits: &Limits) -> nix::Result<()> {
+    let cpu_seconds = limits.cpu_time_ms.div_ceil(1000) + 1;
+    for (resource, value) in [
+        // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
+        (Resource::RLIMIT_CORE, 1),
+        (Resource::RLIMIT_NOFILE, limits.open_files),
+        (Resource::RLIMIT_FSIZE, limits.file_size_bytes),
+        (Resource::RLIMIT_STACK, limits.stack_bytes),
+        // The cgroup counts processes; this is a second wall behind it and must not be hit first.
+        (Resource::RLIMIT_NPROC, limits.processes.saturating_add(8)),
+        (Resource::RLIMIT_CPU, cpu_seconds),
+        (Resource::RLIMIT_MEMLOCK, 64 * 1024),
+        (Resource::RLIMIT_MSGQUEUE, 64 * 1024),
+        (Resource::RLIMIT_SIGPENDING, 256),
+        (Resource::RLIMIT_NICE, 0),
+        (Resource::RLIMIT_RTPRIO, 0),
+    ] {
+        setrlimit(resource, value, value)?;
+    }
+    Ok(())
+}
+
+/// Privileges go, in the only order in which each step is still allowed.
+fn restrict(program: &Program<'_>) -> Result<(), Failure> {
+    nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
+    for capability in 0..64 {
+        match sys::prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            Ok(_) => {}
+            Err(Errno::EINVAL) => break,
+            Err(errno) => return Err(errno).at("drop bounding set"),
+        }
+    }
+    sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)
+        .at("clear ambient capabilities")?;
+    // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, all locked, with KEEP_CAPS locked off.
+    sys::prctl(libc::PR_SET_SECUREBITS, 0b1110_1111, 0).at("lock secure bits")?;
+    setresgid(program.gid, program.gid, program.gid).at("become the group")?;
+    setresuid(program.uid, program.uid, program.uid).at("become the user")?;
+    sys::set_capabilities(0).at("drop capabilities")?;
+    fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
+    for filter in seccomp::command_filters() {
+        sys::seccomp(filter).at("install system call filter")?;
+    }
+    Ok(())
+}
+
+/// Returns only when the program could not be executed, with the reason.
+fn become_program(program: &Program<'_>) -> String {
+    let workdir = program.workdir.to_string_lossy().into_owned();
+    if let Err(errno) = chdir(program.workdir.as_c_str()) {
+        return format!("can't enter the working directory {workdir:?}: {}", errno.desc());
+    }
+    // A directory outside the root would show itself here.
+    match getcwd() {
+        Ok(cwd) if cwd.is_absolute() && !cwd.starts_with("(unreachable)") => {}
+        _ => return format!("the working directory {workdir:?} is not inside the sandbox"),
+    }
+    let mut worst = Errno::ENOENT;
+    let mut at = program.candidates.first();
+    for candidate in &program.candidates {
+        let Err(errno) = execve(candidate.as_c_str(), &program.argv, &program.env);
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR if access(candidate.as_c_str(), AccessFlags::F_OK).is_err() => {}
+            errno => {
+                (worst, at) = (errno, Some(candidate));
+                // A program that is there but can't be started is the answer, as in a shell; only
+                // one that we may not execute lets the search go on.
+                if errno != Errno::EACCES {
+                    break;
+                }
+            }
+        }
+    }
+    explain(program, at.map(CString::as_c_str), worst)
+}
+
+fn explain(program: &Program<'_>, at: Option<&CStr>, errno: Errno) -> String {
+    let name = program.argv.first().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let path = at.map_or_else(|| name.clone(), |path| path.to_string_lossy().into_owned());
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR if at.is_some_and(|path| access(path, AccessFlags::F_OK).is_ok()) => {
+            format!("can't start {path:?}: its interpreter or dynamic linker is not in the image")
+        }
+        Errno::ENOENT | Errno::ENOTDIR if name.contains('/') => format!("can't start {name:?}: no such file"),
+        Errno::ENOENT | Errno::ENOTDIR => format!("can't start {name:?}: no such program in PATH"),
+        Errno::EACCES => {
+            format!("can't start {path:?}: it is not an executable file, or its user may not execute it")
+        }
+        Errno::ENOEXEC => {
+            format!(
+                "can't start {path:?}: not a program for this machine (a script needs a first line like #!/bin/sh)"
+            )
+        }
+        errno => format!("can't start {path:?}: {}", errno.desc()),
+    }
+}
+
+/// The second wall behind the mount namespace: every file that is not below this root is out of
+/// reach even through a descriptor that leaked in. Older kernels enforce what they know.
+fn fence_files() -> Result<(), String> {
+    if sys::landlock_abi() == 0 {
+        return Ok(());
+    }
+    let root = PathFd::new("/").map_err(|error| error.to_string())?;
+    let all = AccessFs::from_all(LANDLOCK_ABI);
+    let allowed = all & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .and_then(|rules| rules.scope(Scope::from_all(LANDLOCK_ABI)))
+        .and_then(Ruleset::create)
+        .and_then(|rules| rules.add_rule(PathBeneath::new(root, allowed)))
+        .and_then(|rules| rules.restrict_self())
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_without_a_slash_is_looked_up_in_the_run_s_path() {
+        let env = vec!["PATH=/a::/b".to_owned()];
+        let found: Vec<String> =
+            candidates("x", &env).unwrap().into_iter().map(|path| path.into_string().unwrap()).collect();
+        assert_eq!(found, ["/a/x", "./x", "/b/x"]);
+        assert_eq!(candidates("./x", &env).unwrap().len(), 1);
+        assert!(candidates("", &env).is_err());
+    }
+
+    #[test]
+    fn path_and_home_are_added_only_where_they_are_missing() {
+        assert_eq!(environment(&["HOME=/h".into(), "PATH=/p".into()], "/x"), ["HOME=/h", "PATH=/p"]);
+        let env = environment(&[], "/x");
+        assert_eq!(env, [format!("PATH={DEFAULT_PATH}"), "HOME=/x".to_owned()]);
+    }
+}

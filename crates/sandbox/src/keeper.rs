@@ -1,0 +1,307 @@
+//! The keeper of one run: a child of the launcher that builds the outer half of the sandbox, clones
+//! its init into it, watches until everything is dead, reports, and removes what it made.
+//!
+//! It is the only one that decides why a run was killed. Whatever happens to the server, the control
+//! socket closes, and that ends the run.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::eventfd::EventFd;
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{Gid, Pid, Uid, fchown};
+use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
+
+use crate::cgroup::{Cgroups, RunGroup};
+use crate::host::HostImage;
+use crate::init::{self, Finish, Report};
+use crate::protocol::{Event, Finished, LaunchSpec, Rootfs};
+use crate::rootfs::{self, LayerMode, Mounts, Scratch};
+use crate::step::{At, Failure};
+use crate::watch::{self, Ending, Sources};
+use crate::{dir, packet, store, sys};
+
+/// What every keeper inherits from the launcher.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) cgroups: Cgroups,
+    pub(crate) layers: OwnedFd,
+    pub(crate) devices: OwnedFd,
+    pub(crate) host: Option<HostImage>,
+    pub(crate) layer_mode: LayerMode,
+    pub(crate) map_ids: bool,
+    pub(crate) id_base: u32,
+    pub(crate) id_width: u32,
+}
+
+/// One request to run, as it arrived.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) arrived: Instant,
+    pub(crate) slot: u32,
+    pub(crate) control: OwnedFd,
+    pub(crate) spec: OwnedFd,
+    pub(crate) stdio: [OwnedFd; 3],
+    pub(crate) files: Vec<OwnedFd>,
+}
+
+/// A cloned init that waits to be told what to build.
+struct Init {
+    pid: Pid,
+    pidfd: OwnedFd,
+    sync: OwnedFd,
+}
+
+/// How long what was made may take to go away before it is reported as left behind.
+const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs one job to its end; the returned code tells the launcher whether the slot is clean.
+pub(crate) fn main(ground: &Ground, job: Job) -> i32 {
+    let (control, outcome) = Keeper::keep(ground, job);
+    let (event, clean) = match outcome {
+        Ok((teardown_us, clean)) => (Event::TornDown { teardown_us, clean }, clean),
+        Err((failure, clean)) => (Event::Failed(failure.into()), clean),
+    };
+    let _ = packet::send(control.as_fd(), &event, &[]);
+    i32::from(!clean)
+}
+
+/// What the keeper holds while the run lives.
+struct Keeper<'a> {
+    ground: &'a Ground,
+    spec: LaunchSpec,
+    /// Root inside the run, seen from outside.
+    owner: u32,
+    group: RunGroup<'a>,
+}
+
+impl<'a> Keeper<'a> {
+    /// The whole life of a run. On both ways out it says whether nothing was left behind.
+    fn keep(ground: &'a Ground, job: Job) -> (OwnedFd, Result<(u64, bool), (Failure, bool)>) {
+        let Job { arrived, slot, control, spec: spec_fd, stdio, files } = job;
+        let keeper = read_spec(&spec_fd).at("read spec").and_then(|spec| {
+            let group = RunGroup::create(&ground.cgroups, &format!("r{slot}"), &spec.limits)?;
+            Ok(Keeper { ground, spec, owner: ground.id_base + slot * ground.id_width, group })
+        });
+        let keeper = match keeper {
+            Ok(keeper) => keeper,
+            Err(failure) => return (control, Err((failure, true))),
+        };
+        let oom = keeper.group.oom_event();
+        let started =
+            clone_init(&keeper.group).and_then(|init| match keeper.build(&init, &spec_fd, &stdio, &files) {
+                Ok(scratch) => Ok((init, scratch)),
+                Err(failure) => {
+                    keeper.end(&init);
+                    Err(failure)
+                }
+            });
+        // From here on only the run itself holds its outputs, so their end is the run's end.
+        drop((spec_fd, stdio, files));
+        let (init, scratch) = match started {
+            Ok(started) => started,
+            Err(failure) => return (control, Err((failure, keeper.group.remove(TEARDOWN_PATIENCE)))),
+        };
+        let result = keeper.watch(&init, &control, oom.as_ref(), arrived, &scratch);
+        if let Ok(finished) = &result {
+            let _ = packet::send(control.as_fd(), &Event::Finished(Box::new(finished.clone())), &[]);
+        }
+        let torn = Instant::now();
+        drop(scratch);
+        let clean = keeper.group.remove(TEARDOWN_PATIENCE);
+        let teardown_us = torn.elapsed().as_micros() as u64;
+        (control, result.map(|_| (teardown_us, clean)).map_err(|failure| (failure, clean)))
+    }
+
+    /// Until the run has ended or has to; when this returns, nothing of it is alive.
+    fn watch(
+        &self,
+        init: &Init,
+        control: &OwnedFd,
+        oom: Option<&EventFd>,
+        arrived: Instant,
+        scratch: &OwnedFd,
+    ) -> Result<Finished, Failure> {
+        let sources = Sources { init: &init.pidfd, sync: &init.sync, control, oom };
+        let watched = watch::watch(&sources, &self.group, &self.spec.limits, || {
+            let setup_us = arrived.elapsed().as_micros() as u64;
+            packet::send(control.as_fd(), &Event::Started { setup_us }, &[])
+        });
+        self.end(init);
+        finish(watched.at("watch the run")?, &self.group, scratch).map_err(|failure| {
+            Failure::new("inside the sandbox", format!("{}: {}", failure.step, failure.error))
+        })
+    }
+
+    /// Everything between clone and the moment in which init goes on by itself.
+    fn build(
+        &self,
+        init: &Init,
+        spec: &OwnedFd,
+        stdio: &[OwnedFd; 3],
+        files: &[OwnedFd],
+    ) -> Result<OwnedFd, Failure> {
+        let (owner, width) = (self.owner, self.ground.id_width);
+        self.group.attach(init.pid).at("attach init to cgroups")?;
+        let process = dir::open_dir(format!("/proc/{}", init.pid).as_ref()).at("open init's proc")?;
+        // When memory runs out the run's processes go before anybody else's.
+        dir::write(&process, "oom_score_adj", "1000").at("set oom score")?;
+        let map = format!("0 {owner} {width}");
+        dir::write(&process, "uid_map", &map).at("map users")?;
+        dir::write(&process, "gid_map", &map).at("map groups")?;
+        let userns = nix::fcntl::openat(&process, "ns/user", nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
+            .at("open user namespace")?;
+        for output in stdio[1..].iter().filter(|output| is_pipe(output)) {
+            fchown(output, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner))).at("hand outputs over")?;
+        }
+        let mounts = self.mount(userns.as_fd())?;
+        let mut fds = vec![spec.as_fd(), mounts.root.as_fd(), mounts.dev.as_fd(), mounts.shm.as_fd()];
+        fds.extend(stdio.iter().map(AsFd::as_fd));
+        fds.extend(mounts.extra.iter().map(|(_, tree)| tree.as_fd()));
+        fds.extend(files.iter().map(AsFd::as_fd));
+        let extra = mounts.extra.iter().map(|(name, _)| name.clone()).collect();
+        packet::send(init.sync.as_fd(), &Finish { extra, id_width: width }, &fds)
+            .at("tell init what to build")?;
+        Ok(mounts.scratch)
+    }
+
+    /// What is cloned from the launcher's mounts comes first: a keeper that has to attach mounts leaves
+    /// the launcher's mount namespace for one of its own, from which those can't be cloned any more.
+    fn mount(&self, userns: BorrowedFd<'_>) -> Result<Mounts, Failure> {
+        let ground = self.ground;
+        let scratch = Scratch::create(&self.spec.limits, self.owner)?;
+        let mapped = ground.map_ids.then_some(userns);
+        let dev = rootfs::devices(ground.devices.as_fd())?;
+        let mut lowers = Vec::new();
+        let layers = match (&self.spec.rootfs, &ground.host) {
+            (Rootfs::Layers(names), _) => store::views(&ground.layers, names, mapped)?,
+            (Rootfs::Host, None) => {
+                return Err(Failure::new("open host image", "the image \"host\" is not offered here"));
+            }
+            (Rootfs::Host, Some(host)) => {
+                for (name, dir) in &host.dirs {
+                    let dir = rootfs::view(dir.as_fd(), None).at("clone host directory")?;
+                    let empty = rootfs::view(host.empty.as_fd(), None).at("clone empty directory")?;
+                    lowers.push((name.clone(), [dir, empty]));
+                }
+                vec![host.skeleton(mapped)?]
+            }
+        };
+        if ground.layer_mode == LayerMode::Attached {
+            enter_own_mounts()?;
+        }
+        let mut extra = Vec::new();
+        for (name, lowers) in lowers {
+            extra.push((name, rootfs::overlay(ground.layer_mode, &lowers, None)?));
+        }
+        let root = rootfs::overlay(ground.layer_mode, &layers, Some(&scratch))?;
+        let shm = scratch.shm()?;
+        Ok(Mounts { root, dev, shm, extra, scratch: scratch.mount })
+    }
+
+    /// Kills everything and waits until it is dead. PID 1's death ends its namespace, and it is reaped
+    /// only after everything in it is gone.
+    fn end(&self, init: &Init) {
+        self.group.kill();
+        let _ = sys::pidfd_kill(init.pidfd.as_fd());
+        while let Err(nix::errno::Errno::EINTR) = sys::wait(Some(init.pid), true) {}
+    }
+}
+
+/// Only the server's pipes change hands, never a file that somebody redirects a run to by hand.
+pub(crate) fn is_pipe(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO)
+}
+
+fn read_spec(fd: &OwnedFd) -> io::Result<LaunchSpec> {
+    let len = fstat(fd)?.st_size as usize;
+    let mut bytes = vec![0; len];
+    let read = nix::sys::uio::pread(fd, &mut bytes, 0)?;
+    let spec: LaunchSpec = serde_json::from_slice(&bytes[..read])?;
+    if spec.argv.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "argv is empty"));
+    }
+    Ok(spec)
+}
+
+fn clone_init(group: &RunGroup<'_>) -> Result<Init, Failure> {
+    let (ours, theirs) = packet::pair().at("make sync socket")?;
+    let namespaces = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS;
+    match sys::clone3(namespaces as u64, group.clone_target()).at("clone init")? {
+        None => {
+            drop(ours);
+            init::main(&theirs)
+        }
+        Some((pid, pidfd)) => Ok(Init { pid, pidfd, sync: ours }),
+    }
+}
+
+/// Only where layers have to be attached: nothing of it may be seen by the launcher or other keepers.
+fn enter_own_mounts() -> Result<(), Failure> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).at("new mount namespace for the keeper")?;
+    let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .at("make the keeper's mounts private")
+}
+
+fn finish(ending: Ending, group: &RunGroup<'_>, scratch: &OwnedFd) -> Result<Finished, SetupFailure> {
+    let account = group.account().since(&ending.before);
+    let exit = match ending.report {
+        Some(Report::Failed(failure)) if ending.killed_for.is_none() && account.oom_kills == 0 => {
+            return Err(failure);
+        }
+        Some(Report::Ended(exit)) => exit,
+        Some(Report::Failed(_) | Report::Started) | None => Exit::Unknown,
+    };
+    let now = Instant::now();
+    let wall = ending.started.map_or(Duration::ZERO, |started| now - started);
+    let ms = |us: u64| us as f64 / 1000.0;
+    let mut limit_hits = full(scratch);
+    if account.pids_hit {
+        limit_hits.insert(0, LimitHit::Processes);
+    }
+    if exit == Exit::Signal(libc::SIGXFSZ) {
+        limit_hits.push(LimitHit::FileSize);
+    }
+    let over = |limit_at: Instant| now.saturating_duration_since(limit_at).as_micros() as u64;
+    let overshoot_us = match ending.killed_for {
+        Some(KilledFor::WallTime) => ending.wall_deadline.map(over),
+        Some(KilledFor::CpuTime) => Some(account.cpu_us.saturating_sub(ending.cpu_limit_us)),
+        _ => None,
+    };
+    Ok(Finished {
+        exit,
+        killed_for: ending.killed_for,
+        oom_kills: account.oom_kills,
+        usage: Usage {
+            wall_time_ms: ms(wall.as_micros() as u64),
+            cpu_time_ms: ms(account.cpu_us),
+            user_time_ms: ms(account.user_us),
+            system_time_ms: ms(account.system_us),
+            memory_peak_bytes: account.memory_peak,
+            processes_peak: account.pids_peak,
+        },
+        limit_hits,
+        overshoot_us,
+    })
+}
+
+/// Whether the run's files ended at one of their caps.
+fn full(scratch: &OwnedFd) -> Vec<LimitHit> {
+    let Ok(stat) = nix::sys::statfs::fstatfs(scratch) else { return Vec::new() };
+    let mut hits = Vec::new();
+    if stat.blocks_free() == 0 {
+        hits.push(LimitHit::Disk);
+    }
+    if stat.files_free() == 0 {
+        hits.push(LimitHit::Inodes);
+    }
+    hits
+}

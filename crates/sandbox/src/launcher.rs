@@ -1,0 +1,227 @@
+//! The launcher: the small process that holds all privilege. It is started before the server has a
+//! second thread, leaves the host's file tree for an almost empty one, and from then on only forks:
+//! a keeper for each run, a jail for each layer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use crate::keeper::{self, Ground, Job};
+use crate::protocol::{Event, Request};
+use crate::setup::{self, Options};
+use crate::step::{At, Failure};
+use crate::sys::{self, Fork};
+use crate::{jail, packet, store};
+
+/// Unpacks one layer: the compressed bytes, the directory to fill, what to do as JSON, and how to
+/// mark a directory opaque; returns what happened as JSON of at most 48 KiB.
+pub type UnpackFn = fn(
+    input: File,
+    root: OwnedFd,
+    job: &str,
+    mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> String;
+
+/// `sandglass-launcher serve JSON`, with the server's socket as standard input, or
+/// `sandglass-launcher run SPEC.json [LAYERS]`, which executes one spec by hand.
+pub fn main(unpack: UnpackFn) -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
+    match words[..] {
+        ["serve", options] => serve(options, unpack),
+        ["run", spec] => crate::by_hand::run(spec, None),
+        ["run", spec, layers] => crate::by_hand::run(spec, Some(layers)),
+        _ => {
+            eprintln!(
+                "usage: sandglass-launcher run SPEC.json [LAYERS]\n(`serve` is started by sandglass itself)"
+            );
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
+    let socket = match io::stdin().as_fd().try_clone_to_owned() {
+        Ok(socket) => socket,
+        Err(error) => {
+            eprintln!("sandglass-launcher: standard input is no socket: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let set_up = serde_json::from_str::<Options>(options)
+        .map_err(|error| Failure::new("read options", error.to_string()))
+        .and_then(|options| setup::set_up(&options));
+    match set_up {
+        Err(failure) => {
+            let _ = packet::send(socket.as_fd(), &Err::<(), _>(run::SetupFailure::from(failure)), &[]);
+            ExitCode::FAILURE
+        }
+        Ok((ground, hello, state)) => {
+            let slots = BTreeSet::from_iter(0..hello.max_runs);
+            let mut launcher = Launcher { ground, socket, unpack, slots, children: HashMap::new() };
+            let result = launcher.greet(&hello).and_then(|()| launcher.run());
+            launcher.wait_for_children();
+            launcher.ground.cgroups.remove_made();
+            state.forget();
+            if let Err(failure) = result {
+                eprintln!("sandglass-launcher: {failure}");
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+struct Launcher {
+    ground: Ground,
+    socket: OwnedFd,
+    unpack: UnpackFn,
+    /// Slots whose ids nobody uses. A slot that was not left clean never comes back.
+    slots: BTreeSet<u32>,
+    children: HashMap<Pid, Option<u32>>,
+}
+
+impl Launcher {
+    fn greet(&self, hello: &crate::protocol::Hello) -> Result<(), Failure> {
+        packet::send(self.socket.as_fd(), &Ok::<_, run::SetupFailure>(hello), &[]).at("greet server")
+    }
+
+    /// Until the server closes its socket, which is also what its death looks like.
+    fn run(&mut self) -> Result<(), Failure> {
+        let signals = child_signals().at("watch children")?;
+        loop {
+            let mut fds = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                result => result.at("wait for requests")?,
+            };
+            let (request, child) = (fds[0].any() == Some(true), fds[1].any() == Some(true));
+            if child {
+                while let Ok(Some(_)) = signals.read_signal() {}
+                self.reap();
+            }
+            if request && !self.take(&signals)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `false` when the server is gone.
+    fn take(&mut self, signals: &SignalFd) -> Result<bool, Failure> {
+        let arrived = Instant::now();
+        let (request, fds) = match packet::receive::<Request>(self.socket.as_fd()) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Ok(false),
+            // A server that sends nonsense is broken, and its runs with it.
+            Err(error) => return Err(error).at("read request"),
+        };
+        let mut fds = fds.into_iter();
+        let Some(control) = fds.next() else { return Ok(true) };
+        let slot = if matches!(request, Request::Run) { self.slots.pop_first() } else { None };
+        match sys::fork() {
+            Ok(Fork::Parent(pid)) => {
+                self.children.insert(pid, slot);
+            }
+            Ok(Fork::Child) => {
+                // These two stay the launcher's alone: the server must see its end when it dies.
+                sys::close_in_child(signals.as_fd());
+                sys::close_in_child(self.socket.as_fd());
+                std::process::exit(self.serve_child(request, slot, arrived, control, fds));
+            }
+            Err(errno) => {
+                self.slots.extend(slot);
+                let failure = Failure::new("fork keeper", errno.desc());
+                let _ = packet::send(control.as_fd(), &Event::Failed(failure.into()), &[]);
+            }
+        }
+        Ok(true)
+    }
+
+    fn serve_child(
+        &self,
+        request: Request,
+        slot: Option<u32>,
+        arrived: Instant,
+        control: OwnedFd,
+        mut fds: impl Iterator<Item = OwnedFd>,
+    ) -> i32 {
+        let answer = |event: &Event| {
+            let _ = packet::send(control.as_fd(), event, &[]);
+        };
+        match request {
+            Request::Run => {
+                let Some(slot) = slot else {
+                    answer(&Event::Failed(
+                        Failure::new("take a slot", "every range of ids is in use").into(),
+                    ));
+                    return 0;
+                };
+                let (Some(spec), Some(stdin), Some(stdout), Some(stderr)) =
+                    (fds.next(), fds.next(), fds.next(), fds.next())
+                else {
+                    answer(&Event::Failed(Failure::new("read request", "a descriptor is missing").into()));
+                    return 0;
+                };
+                let stdio = [stdin, stdout, stderr];
+                keeper::main(&self.ground, Job { arrived, slot, control, spec, stdio, files: fds.collect() })
+            }
+            Request::Unpack { layer, job } => {
+                let Some(input) = fds.next() else {
+                    answer(&Event::Failed(Failure::new("read request", "a descriptor is missing").into()));
+                    return 0;
+                };
+                jail::main(&self.ground, &control, input, &layer, &job, self.unpack)
+            }
+            Request::Remove { layer } => {
+                answer(
+                    &store::remove(&self.ground.layers, &layer)
+                        .map_or_else(|failure| Event::Failed(failure.into()), |()| Event::Removed),
+                );
+                0
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = sys::wait(None, false) {
+            if let Some(Some(slot)) = self.children.remove(&pid)
+                && status == 0
+            {
+                self.slots.insert(slot);
+            }
+        }
+    }
+
+    /// The server is gone and so are its control sockets: every child ends by itself.
+    fn wait_for_children(&mut self) {
+        while !self.children.is_empty() {
+            match sys::wait(None, true) {
+                Ok(Some((pid, _))) => drop(self.children.remove(&pid)),
+                Err(Errno::EINTR) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// The server decides when to end; a Ctrl-C in the terminal reaches us too and must not.
+fn child_signals() -> nix::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}

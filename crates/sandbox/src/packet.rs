@@ -1,0 +1,51 @@
+//! One JSON value per packet, with descriptors beside it where they are needed.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::protocol::MAX_PACKET_BYTES;
+use crate::sys;
+
+/// A connected pair on which packets keep their boundaries and a closed end is seen.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (left, right) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    for end in [&left, &right] {
+        setsockopt(end, sockopt::SndBuf, &(4 * MAX_PACKET_BYTES))?;
+    }
+    Ok((left, right))
+}
+
+pub(crate) fn send(socket: BorrowedFd<'_>, value: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(value)?;
+    if bytes.len() > MAX_PACKET_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "packet is too long"));
+    }
+    loop {
+        match sys::send_packet(socket, &bytes, fds) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The next packet; `None` when the other side has closed.
+pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut buffer = vec![0; MAX_PACKET_BYTES];
+    let (len, fds) = loop {
+        match sys::receive_packet(socket, &mut buffer) {
+            Err(Errno::EINTR) => {}
+            // The other side died with packets of ours unread.
+            Err(Errno::ECONNRESET) => return Ok(None),
+            result => break result?,
+        }
+    };
+    if len == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
+}

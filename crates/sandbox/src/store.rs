@@ -1,0 +1,126 @@
+//! The trees of the layer store. Only the privileged side ever touches them, by descriptor, and only
+//! by names that can be nothing but a layer's.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, RenameFlags, renameat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::dir;
+use crate::rootfs;
+use crate::step::{At, Failure};
+
+/// Where layers are unpacked before they are committed, and where they go before they are deleted.
+pub(crate) const TMP: &str = "tmp";
+const TRASH: &str = "trash";
+
+/// The store's root as the launcher sees it after it has left the host's.
+pub(crate) const STORE: &str = "/layers";
+
+/// A layer is named by its diff id; a second copy in one image has a number behind it.
+pub(crate) fn check_name(layer: &str) -> Result<(), Failure> {
+    let (hex, copy) = layer.split_once('-').unwrap_or((layer, "0"));
+    let is_hex =
+        (hex.len() == 64 || hex.len() == 128) && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let is_number = !copy.is_empty() && copy.len() <= 4 && copy.bytes().all(|byte| byte.is_ascii_digit());
+    if is_hex && is_number {
+        Ok(())
+    } else {
+        Err(Failure::new("check layer name", format!("{layer:?} names no layer")))
+    }
+}
+
+/// Makes the store's folders and removes what an earlier life left half done.
+pub(crate) fn open(path: &Path) -> Result<OwnedFd, Failure> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("make layer store")?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).at("close layer store")?;
+    for name in [TMP, TRASH] {
+        let leftover = path.join(name);
+        if leftover.exists() {
+            std::fs::remove_dir_all(&leftover).at("clean layer store")?;
+        }
+        std::fs::create_dir(&leftover).at("make layer store")?;
+    }
+    dir::open_dir(path).at("open layer store")
+}
+
+/// Read-only views of the layers, topmost first, with ids mapped to the run's.
+pub(crate) fn views(
+    store: &OwnedFd,
+    layers: &[String],
+    userns: Option<BorrowedFd<'_>>,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let mut views = Vec::with_capacity(layers.len());
+    for layer in layers {
+        check_name(layer)?;
+        let tree = dir::open_dir_beneath(store, layer, OFlag::empty()).at("open layer")?;
+        views.push(rootfs::view(tree.as_fd(), userns).at("map layer")?);
+    }
+    Ok(views)
+}
+
+/// A fresh directory for one layer.
+pub(crate) fn begin(store: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
+    mkdirat(&tmp, name, Mode::from_bits_truncate(0o755))?;
+    dir::open_dir_beneath(&tmp, name, OFlag::empty())
+}
+
+/// Makes the tree durable and gives it its name. A layer that is there already is as good.
+pub(crate) fn commit(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
+    nix::unistd::syncfs(store)?;
+    let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
+    match renameat2(&tmp, name, store, layer, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EEXIST) => abort(name),
+        result => {
+            result?;
+            Ok(nix::unistd::fsync(store)?)
+        }
+    }
+}
+
+pub(crate) fn abort(name: &str) -> io::Result<()> {
+    std::fs::remove_dir_all(Path::new(STORE).join(TMP).join(name))
+}
+
+/// Takes the name away at once and the tree behind it afterwards.
+pub(crate) fn remove(store: &OwnedFd, layer: &str) -> Result<(), Failure> {
+    check_name(layer)?;
+    let name = format!("{layer}.{}", std::process::id());
+    let trash = dir::open_dir_beneath(store, TRASH, OFlag::empty()).at("open trash")?;
+    match renameat2(store, layer, &trash, name.as_str(), RenameFlags::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        result => result.at("move layer to trash")?,
+    }
+    // Descriptor-based and never following a link, so nothing in the tree can lead it elsewhere.
+    std::fs::remove_dir_all(Path::new(STORE).join(TRASH).join(name)).at("delete layer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_layer_s_name_is_a_layer_s_name() {
+        let hex = "0123456789abcdef".repeat(4);
+        assert!(check_name(&hex).is_ok());
+        assert!(check_name(&format!("{hex}-1")).is_ok());
+        for bad in [
+            "",
+            "tmp",
+            "..",
+            "../x",
+            &hex[1..],
+            &hex.to_uppercase(),
+            &format!("{hex}-"),
+            &format!("{hex}-x"),
+            &format!("{hex}/.."),
+        ] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}
