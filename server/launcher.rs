@@ -1,1 +1,5 @@
-fn main() {}
+//! The launcher's binary: small, static, one thread. Everything it does is in `sandbox` and `unpack`.
+
+fn main() -> std::process::ExitCode {
+    sandbox::launcher::main(|_, _, _, _| "{}".into())
+}

@@ -100,15 +100,15 @@ pub struct BadLimit {
 mod tests {
     use super::*;
 
-    fn resolve(request: LimitsRequest) -> Result<Limits, Vec<BadLimit>> {
+    fn resolve(request: &LimitsRequest) -> Result<Limits, Vec<BadLimit>> {
         request.resolve(&Limits::default(), &Maxima::default())
     }
 
     #[test]
     fn absent_limits_are_the_defaults() {
-        assert_eq!(resolve(LimitsRequest::default()), Ok(Limits::default()));
+        assert_eq!(resolve(&LimitsRequest::default()), Ok(Limits::default()));
         let request = LimitsRequest { processes: Some(1), ..Default::default() };
-        assert_eq!(resolve(request).unwrap(), Limits { processes: 1, ..Default::default() });
+        assert_eq!(resolve(&request).unwrap(), Limits { processes: 1, ..Default::default() });
     }
 
     #[test]
@@ -119,7 +119,7 @@ mod tests {
             cpus: Some(f64::NAN),
             ..Default::default()
         };
-        let names: Vec<_> = resolve(request).unwrap_err().iter().map(|bad| bad.name).collect();
+        let names: Vec<_> = resolve(&request).unwrap_err().iter().map(|bad| bad.name).collect();
         assert_eq!(names, ["wall_time_ms", "processes", "cpus"]);
     }
 

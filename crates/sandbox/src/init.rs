@@ -69,7 +69,7 @@ fn live(sync: BorrowedFd<'_>) -> Result<(), Failure> {
     let Some(parts) = receive(sync).at("receive spec")? else { return Ok(()) };
     enter(&parts)?;
     let report = match prepare(&parts) {
-        Ok(program) => return start(sync, program),
+        Ok(program) => return start(sync, &program),
         Err(reason) => Report::Ended(Exit::NotStarted { reason }),
     };
     packet::send(sync, &report, &[]).at("report to keeper")
@@ -191,10 +191,10 @@ fn prepare(parts: &Parts) -> Result<Program<'_>, String> {
     })
 }
 
-fn start(sync: BorrowedFd<'_>, program: Program<'_>) -> Result<(), Failure> {
+fn start(sync: BorrowedFd<'_>, program: &Program<'_>) -> Result<(), Failure> {
     let (says, tells) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("make status pipe")?;
     match sys::fork().at("fork command")? {
-        Fork::Child => command::exec(&program, &tells),
+        Fork::Child => command::exec(program, &tells),
         Fork::Parent(pid) => {
             drop(tells);
             let said = command::wait_for_exec(says);

@@ -59,13 +59,21 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs one job to its end; the returned code tells the launcher whether the slot is clean.
 pub(crate) fn main(ground: &Ground, job: Job) -> i32 {
-    let (control, outcome) = Keeper::keep(ground, job);
-    let (event, clean) = match outcome {
-        Ok((teardown_us, clean)) => (Event::TornDown { teardown_us, clean }, clean),
-        Err((failure, clean)) => (Event::Failed(failure.into()), clean),
+    let (control, end) = Keeper::keep(ground, job);
+    let event = match end.result {
+        Ok(teardown_us) => Event::TornDown { teardown_us, clean: end.clean },
+        Err(failure) => Event::Failed(failure.into()),
     };
     let _ = packet::send(control.as_fd(), &event, &[]);
-    i32::from(!clean)
+    i32::from(!end.clean)
+}
+
+/// How a keeper's work ended.
+struct End {
+    /// How long cleaning up took, in microseconds, if the run came to an end of its own.
+    result: Result<u64, Failure>,
+    /// Whether nothing was left behind.
+    clean: bool,
 }
 
 /// What the keeper holds while the run lives.
@@ -78,8 +86,8 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// The whole life of a run. On both ways out it says whether nothing was left behind.
-    fn keep(ground: &'a Ground, job: Job) -> (OwnedFd, Result<(u64, bool), (Failure, bool)>) {
+    /// The whole life of a run; the control socket comes back for the last word.
+    fn keep(ground: &'a Ground, job: Job) -> (OwnedFd, End) {
         let Job { arrived, slot, control, spec: spec_fd, stdio, files } = job;
         let keeper = read_spec(&spec_fd).at("read spec").and_then(|spec| {
             let group = RunGroup::create(&ground.cgroups, &format!("r{slot}"), &spec.limits)?;
@@ -87,7 +95,7 @@ impl<'a> Keeper<'a> {
         });
         let keeper = match keeper {
             Ok(keeper) => keeper,
-            Err(failure) => return (control, Err((failure, true))),
+            Err(failure) => return (control, End { result: Err(failure), clean: true }),
         };
         let oom = keeper.group.oom_event();
         let started =
@@ -102,7 +110,10 @@ impl<'a> Keeper<'a> {
         drop((spec_fd, stdio, files));
         let (init, scratch) = match started {
             Ok(started) => started,
-            Err(failure) => return (control, Err((failure, keeper.group.remove(TEARDOWN_PATIENCE)))),
+            Err(failure) => {
+                let clean = keeper.group.remove(TEARDOWN_PATIENCE);
+                return (control, End { result: Err(failure), clean });
+            }
         };
         let result = keeper.watch(&init, &control, oom.as_ref(), arrived, &scratch);
         if let Ok(finished) = &result {
@@ -112,7 +123,7 @@ impl<'a> Keeper<'a> {
         drop(scratch);
         let clean = keeper.group.remove(TEARDOWN_PATIENCE);
         let teardown_us = torn.elapsed().as_micros() as u64;
-        (control, result.map(|_| (teardown_us, clean)).map_err(|failure| (failure, clean)))
+        (control, End { result: result.map(|_| teardown_us), clean })
     }
 
     /// Until the run has ended or has to; when this returns, nothing of it is alive.

@@ -83,7 +83,7 @@ pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
         // The report first: a command that ended before its limit was not killed for it.
         let done = (ready(0) && watch.hear(sync.as_fd())?)
-            || ready(2)
+            || (ready(2) && watch.hear_the_rest(sync.as_fd())?)
             || (ready(1) && watch.obey(control.as_fd()))
             || (ready(3) && watch.wait_for_oom_kill())
             || watch.limit_reached()?;
@@ -120,6 +120,13 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
             }
             None => Ok(true),
         }
+    }
+
+    /// Init is dead, but what it said last may still be on its way: a short run's start and end arrive
+    /// together. Its end of the socket is closed, so this can't wait.
+    fn hear_the_rest(&mut self, sync: BorrowedFd<'_>) -> io::Result<bool> {
+        while self.ending.report.is_none() && !self.hear(sync)? {}
+        Ok(true)
     }
 
     fn obey(&mut self, control: BorrowedFd<'_>) -> bool {
