@@ -20,7 +20,7 @@ use run::{Exit, Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{self, Program, Said};
-use crate::keeper::is_pipe;
+use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::LaunchSpec;
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
@@ -79,7 +79,7 @@ fn receive(sync: BorrowedFd<'_>) -> io::Result<Option<Parts>> {
     let Some((finish, fds)) = packet::receive::<Finish>(sync)? else { return Ok(None) };
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
-    let spec = serde_json::from_reader(std::fs::File::from(next()?))?;
+    let spec = read_spec(&next()?)?;
     let (root, dev, shm) = (next()?, next()?, next()?);
     let stdio = [next()?, next()?, next()?];
     let extra = finish.extra.iter().map(|_| next()).collect::<io::Result<_>>()?;

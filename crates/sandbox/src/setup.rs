@@ -103,6 +103,7 @@ pub(crate) fn set_up(options: &Options) -> Result<(Ground, Hello, State), Failur
     raise_descriptor_limit().at("raise descriptor limit")?;
     // Everything that takes time is done once here, so that a fork inherits it done.
     crate::seccomp::command_filters();
+    cgroup::online_cpus();
     let name = format!("sandglass-{}", std::process::id());
     let supervised = [options.server_pid, std::process::id() as i32];
     let cgroups = Cgroups::set_up(&name, options.cgroup_parent.as_deref(), &supervised);

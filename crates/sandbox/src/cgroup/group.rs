@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -251,6 +252,8 @@ fn limit_cpu(cpu: &Home, cpus: f64) -> io::Result<()> {
     dir::write(&cpu.dir, "cpu.cfs_quota_us", &quota.to_string())
 }
 
+/// Looked up once, by the launcher: every keeper inherits the answer.
 pub(crate) fn online_cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
