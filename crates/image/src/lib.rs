@@ -1,0 +1,17 @@
+//! From an image's reference to the layers of a rootfs: which registry, which manifest for this
+//! machine, which layers are missing, and who is using them. The trees themselves are kept by a
+//! [`LayerStore`]; this crate never touches a file of an image.
+
+mod config;
+mod error;
+mod images;
+mod lease;
+mod progress;
+mod store;
+
+pub use config::{Config, Limits, Platform};
+pub use error::ImageError;
+pub use images::Images;
+pub use lease::{ImageConfig, ImageInfo, Lease, Rootfs};
+pub use progress::{LayerState, NoObserver, Observer, Progress, PullResult};
+pub use store::{BoxFuture, Commit, LayerStore, Unpacked, Unpacking};

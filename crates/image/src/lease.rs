@@ -1,0 +1,71 @@
+//! What a run gets: the layers, how the image wants to be run, and the promise that the layers stay
+//! while it looks at them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// An image in use. Dropping it lets the layers be collected.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// In full: `docker.io/library/alpine:latest`, or `host`.
+    pub reference: String,
+    /// Of what the reference led to: an index, or a manifest. Absent for `host`.
+    pub digest: Option<String>,
+    pub rootfs: Rootfs,
+    pub config: ImageConfig,
+    guard: Option<Arc<dyn Guard>>,
+}
+
+/// Whatever has to live as long as the lease.
+pub(crate) trait Guard: fmt::Debug + Send + Sync {}
+
+impl Lease {
+    /// A lease that guards nothing: for `host`, and for tests of those who use leases.
+    pub fn unguarded(reference: &str, digest: Option<String>, rootfs: Rootfs, config: ImageConfig) -> Self {
+        Self { reference: reference.into(), digest, rootfs, config, guard: None }
+    }
+
+    pub(crate) fn guarded_by(self, guard: Arc<dyn Guard>) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rootfs {
+    /// Names in the layer store, the topmost first. May be empty: an image without layers.
+    Layers(Vec<String>),
+    /// The machine's own programs.
+    Host,
+}
+
+/// How the image wants to be run, as far as anybody heeds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageConfig {
+    /// `KEY=value`; what had no `=` or a NUL has been left out.
+    pub env: Vec<String>,
+    pub workdir: String,
+    pub user: String,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+}
+
+/// One image of the store, for lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageInfo {
+    pub reference: String,
+    pub digest: String,
+    /// `linux/amd64`.
+    pub platform: String,
+    pub layers: usize,
+    /// Of the layers as they were downloaded.
+    pub compressed_bytes: u64,
+    /// Of the files of all layers, shared ones included.
+    pub bytes: u64,
+    pub pulled_at: Timestamp,
+    pub last_used_at: Timestamp,
+    pub in_use: bool,
+}

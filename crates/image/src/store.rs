@@ -1,0 +1,48 @@
+//! Where the trees of layers live. Whoever implements this owns them; here they are only names.
+
+use std::io;
+
+use bytes::Bytes;
+pub use futures_util::future::BoxFuture;
+
+/// Keeps unpacked layers by name. A name is the hex of a diff id, perhaps with `-1`, `-2` … behind it.
+pub trait LayerStore: Send + Sync + 'static {
+    /// Starts to unpack one layer. Nothing is kept before [`Commit::commit`].
+    fn unpack<'a>(
+        &'a self,
+        layer: &'a str,
+        job: &'a unpack::Job,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>>;
+
+    /// Removes a layer. One that is not there is no error.
+    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<()>>;
+}
+
+/// A layer on its way in. Dropping it gives the layer up.
+pub trait Unpacking: Send {
+    /// Hands over compressed bytes and waits while the unpacker is behind. An error means that the
+    /// unpacker reads no more; [`Unpacking::finish`] then tells why.
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Says that these were all the bytes and waits for what the unpacker made of them.
+    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<Unpacked>>;
+}
+
+/// What the unpacker said, and the right to keep what it wrote.
+pub struct Unpacked {
+    /// What [`unpack::jailed`] returned.
+    pub report: String,
+    /// Dropping it gives the layer up.
+    pub commit: Box<dyn Commit>,
+}
+
+impl std::fmt::Debug for Unpacked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unpacked").field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+pub trait Commit: Send {
+    /// Makes the layer durable and gives it its name.
+    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>>;
+}
