@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 macro_rules! limits {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr, max $max:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr, from $min:expr, max $max:expr;)*) => {
         /// The limits in force for one run. Every one is enforced, or named in `not_enforced`.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -43,11 +43,12 @@ macro_rules! limits {
                 $(
                     let $name = self.$name.unwrap_or(defaults.$name);
                     // Written so that a value that is no number is refused too.
-                    let within = $name > <$type>::default() && $name <= maxima.$name;
+                    let within = $name >= $min && $name <= maxima.$name;
                     if !within {
                         bad.push(BadLimit {
                             name: stringify!($name),
                             asked: $name.to_string(),
+                            min: $min.to_string(),
                             max: maxima.$name.to_string(),
                         });
                     }
@@ -60,39 +61,43 @@ macro_rules! limits {
 
 const MIB: u64 = 1024 * 1024;
 
+// The smallest values are those with which a sandbox can still be built around the program: below
+// them it would be our set-up that hits the limit, not the program.
+
 limits! {
     /// Time from the start of the program to its end, in milliseconds.
-    wall_time_ms: u64 = 10_000, max 300_000;
+    wall_time_ms: u64 = 10_000, from 1, max 300_000;
     /// Processor time of all processes of the run together, in milliseconds.
-    cpu_time_ms: u64 = 5_000, max 1_200_000;
+    cpu_time_ms: u64 = 5_000, from 1, max 1_200_000;
     /// Everything that the kernel charges to the run, files written in it included, in bytes.
-    memory_bytes: u64 = 256 * MIB, max u64::MAX;
+    memory_bytes: u64 = 256 * MIB, from 2 * MIB, max u64::MAX;
     /// Processes and threads alive at once, our own init not among them.
-    processes: u64 = 64, max 4096;
+    processes: u64 = 64, from 1, max 4096;
     /// Bytes of standard output that are kept.
-    stdout_bytes: u64 = MIB, max 64 * MIB;
+    stdout_bytes: u64 = MIB, from 1, max 64 * MIB;
     /// Bytes of standard error that are kept.
-    stderr_bytes: u64 = MIB, max 64 * MIB;
+    stderr_bytes: u64 = MIB, from 1, max 64 * MIB;
     /// Bytes of files that the run may have at once.
-    disk_bytes: u64 = 64 * MIB, max 1024 * MIB;
+    disk_bytes: u64 = 64 * MIB, from 1, max 1024 * MIB;
     /// Files and folders that the run may have at once.
-    inodes: u64 = 10_000, max 1_000_000;
+    inodes: u64 = 10_000, from 1, max 1_000_000;
     /// The largest single file that the run may write, in bytes.
-    file_size_bytes: u64 = 64 * MIB, max 1024 * MIB;
+    file_size_bytes: u64 = 64 * MIB, from 1, max 1024 * MIB;
     /// Descriptors open at once in one process.
-    open_files: u64 = 256, max 65_536;
+    open_files: u64 = 256, from 1, max 65_536;
     /// Stack of the main thread, in bytes.
-    stack_bytes: u64 = 8 * MIB, max 1024 * MIB;
+    stack_bytes: u64 = 8 * MIB, from 64 * 1024, max 1024 * MIB;
     /// Processors' worth of time per second of wall time.
-    cpus: f64 = 1.0, max 64.0;
+    cpus: f64 = 1.0, from 0.01, max 64.0;
 }
 
 /// A limit that was asked for and can't be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name} is {asked}; it must be more than 0 and at most {max}")]
+#[error("{name} is {asked}; it must be at least {min} and at most {max}")]
 pub struct BadLimit {
     pub name: &'static str,
     pub asked: String,
+    pub min: String,
     pub max: String,
 }
 
@@ -115,12 +120,13 @@ mod tests {
     fn zero_too_much_and_not_a_number_are_each_named() {
         let request = LimitsRequest {
             wall_time_ms: Some(0),
+            memory_bytes: Some(MIB),
             processes: Some(4097),
             cpus: Some(f64::NAN),
             ..Default::default()
         };
         let names: Vec<_> = resolve(&request).unwrap_err().iter().map(|bad| bad.name).collect();
-        assert_eq!(names, ["wall_time_ms", "processes", "cpus"]);
+        assert_eq!(names, ["wall_time_ms", "memory_bytes", "processes", "cpus"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::{
@@ -81,7 +81,7 @@ pub(crate) fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
         Err(failure) => Said::Failed(failure.into()),
         Ok(()) => Said::NotStarted(become_program(program)),
     };
-    let _ = serde_json::to_vec(&said).map(|bytes| tell(&bytes));
+    let _ = serde_json::to_vec(&said).map(|bytes| sys::write_to(TELLS, &bytes));
     // Nothing is dropped: the descriptors' numbers are not what they were.
     std::process::exit(127);
 }
@@ -90,10 +90,6 @@ const TELLS: i32 = 3;
 
 /// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
 const LANDLOCK_ABI: ABI = ABI::V6;
-
-fn tell(bytes: &[u8]) -> std::io::Result<()> {
-    File::from(sys::duplicate(TELLS)?).write_all(bytes)
-}
 
 /// What the child said, or `None` when the pipe was closed by a successful exec.
 pub(crate) fn wait_for_exec(says: OwnedFd) -> Option<Said> {
@@ -107,7 +103,7 @@ pub(crate) fn wait_for_exec(says: OwnedFd) -> Option<Said> {
     }))
 }
 
-/// Descriptors, session, signals, umask, resource limits.
+/// Descriptors, session, signals, umask.
 fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> {
     setsid().at("new session for the command")?;
     for (number, fd) in program.stdio.iter().enumerate() {
@@ -118,7 +114,7 @@ fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> 
     sys::close_on_exec(TELLS).at("mark status pipe")?;
     sys::default_signals();
     umask(Mode::from_bits_truncate(0o022));
-    set_limits(program.limits).at("set resource limits")
+    Ok(())
 }
 
 fn set_limits(limits: &Limits) -> nix::Result<()> {
@@ -160,7 +156,9 @@ fn restrict(program: &Program<'_>) -> Result<(), Failure> {
     setresgid(program.gid, program.gid, program.gid).at("become the group")?;
     setresuid(program.uid, program.uid, program.uid).at("become the user")?;
     sys::set_capabilities(0).at("drop capabilities")?;
+    // Lowering limits needs no privilege, and what comes before must not run into them.
     fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
+    set_limits(program.limits).at("set resource limits")?;
     for filter in seccomp::command_filters() {
         sys::seccomp(filter).at("install system call filter")?;
     }

@@ -111,8 +111,15 @@ impl<'a> Keeper<'a> {
         let (init, scratch) = match started {
             Ok(started) => started,
             Err(failure) => {
+                // A limit so small that even building broke it is still the run's limit.
+                let oom_kills = keeper.group.oom_kills();
                 let clean = keeper.group.remove(TEARDOWN_PATIENCE);
-                return (control, End { result: Err(failure), clean });
+                if oom_kills == 0 {
+                    return (control, End { result: Err(failure), clean });
+                }
+                let finished = Finished { oom_kills, ..Finished::never_started() };
+                let _ = packet::send(control.as_fd(), &Event::Finished(Box::new(finished)), &[]);
+                return (control, End { result: Ok(0), clean });
             }
         };
         let result = keeper.watch(&init, &control, oom.as_ref(), arrived, &scratch);

@@ -123,6 +123,19 @@ pub struct Finished {
     pub overshoot_us: Option<u64>,
 }
 
+impl Finished {
+    pub(crate) fn never_started() -> Self {
+        Finished {
+            exit: Exit::Unknown,
+            killed_for: None,
+            oom_kills: 0,
+            usage: Usage::default(),
+            limit_hits: Vec::new(),
+            overshoot_us: None,
+        }
+    }
+}
+
 /// Launcher → server, once, before the first request is taken.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {

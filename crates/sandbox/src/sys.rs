@@ -123,10 +123,11 @@ pub(crate) fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// A descriptor of our own for one that is known by number only.
-pub(crate) fn duplicate(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: fcntl with F_DUPFD_CLOEXEC takes numbers only.
-    owned(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }))
+/// Writes to a descriptor that is known by number only. Short messages to a pipe are written whole.
+pub(crate) fn write_to(number: RawFd, bytes: &[u8]) -> Result<usize> {
+    // SAFETY: the callers know the number to be open until the process ends.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    nix::unistd::write(fd, bytes)
 }
 
 /// In a forked child that ends by `exit` and so never drops the owner: closes what stays the parent's.
