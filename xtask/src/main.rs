@@ -1,1 +1,58 @@
-fn main() {}
+//! `cargo xtask WORD`: what a developer does with this repository, in one word each.
+//! It needs nothing but cargo, and it only ever calls other programs.
+
+mod cargo;
+mod demo;
+mod packages;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+const HELP: &str = "\
+cargo xtask demo      build, start the service, show a first run, keep serving
+cargo xtask test      install what the tests need, run all of them, count
+cargo xtask ci        formatting, lints, documentation, then the tests
+cargo xtask openapi   write openapi/v1.json anew from the code";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let word = words.next().unwrap_or_default();
+    let rest: Vec<String> = words.collect();
+    let result = match word.as_str() {
+        "demo" => demo::main(&rest),
+        "test" => test::main(&rest),
+        "ci" => ci(),
+        "openapi" => openapi(),
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask {word}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Cheapest first, so that a slip of the pen is told within seconds.
+fn ci() -> Result<ExitCode> {
+    cargo::run(&["fmt", "--all", "--check"], &[])?;
+    cargo::run(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
+    cargo::run(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-Dwarnings")])?;
+    test::main(&[])
+}
+
+fn openapi() -> Result<ExitCode> {
+    let programs = cargo::build(&["--package", "sandglass", "--bin", "sandglass"])?;
+    let document = cargo::output(programs.get("sandglass")?, &["openapi"])?;
+    let path = cargo::root().join("openapi/v1.json");
+    std::fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,84 @@
+//! Calling cargo and other programs, with errors that say which.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// The top of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// `target/`, or wherever the environment has put it.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+pub(crate) fn run(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    eprintln!("$ cargo {}", args.join(" "));
+    let status = command().args(args).envs(env.iter().copied()).status().context("start cargo")?;
+    ensure!(status.success(), "cargo {} failed: {status}", args.join(" "));
+    Ok(())
+}
+
+/// Runs a program to its end, with its output shown.
+pub(crate) fn call(program: &str, args: &[&str]) -> Result<()> {
+    eprintln!("$ {program} {}", args.join(" "));
+    let status = Command::new(program).args(args).status().with_context(|| format!("start {program}"))?;
+    ensure!(status.success(), "{program} failed: {status}");
+    Ok(())
+}
+
+/// What a program prints.
+pub(crate) fn output(program: &Path, args: &[&str]) -> Result<Vec<u8>> {
+    let name = program.display();
+    let output = Command::new(program).args(args).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("start {name}"))?;
+    ensure!(output.status.success(), "{name} {} failed: {}", args.join(" "), output.status);
+    Ok(output.stdout)
+}
+
+/// The programs that a build has made, by name.
+#[derive(Debug)]
+pub(crate) struct Programs(BTreeMap<String, PathBuf>);
+
+impl Programs {
+    pub(crate) fn get(&self, name: &str) -> Result<&Path> {
+        self.0
+            .get(name)
+            .map(PathBuf::as_path)
+            .with_context(|| format!("the build has made no program {name}"))
+    }
+}
+
+/// Builds, and asks cargo where the programs are rather than guessing.
+pub(crate) fn build(args: &[&str]) -> Result<Programs> {
+    eprintln!("$ cargo build {}", args.join(" "));
+    let output = command()
+        .args(["build", "--message-format=json-render-diagnostics"])
+        .args(args)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    if !output.status.success() {
+        bail!("cargo build failed: {}", output.status);
+    }
+    let mut programs = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: Value = serde_json::from_str(line).context("read cargo's messages")?;
+        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str())
+        {
+            programs.insert(name.to_owned(), path.into());
+        }
+    }
+    Ok(Programs(programs))
+}
