@@ -1,0 +1,20 @@
+//! From submitted to finished: who may run when, what a run goes through, and what is remembered of
+//! it. The engine knows images and sandboxes by their doors only, and nothing of HTTP.
+
+mod engine;
+mod execute;
+
+mod admission;
+mod output;
+mod plan;
+mod store;
+
+mod images;
+mod launcher;
+mod observer;
+
+pub use engine::{CancelOnDrop, Config, Counts, Engine, RunHandle, SubmitError};
+pub use execute::{Context, Executed, Stdin, Step, execute, problem_name};
+pub use images::Images;
+pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLauncher};
+pub use observer::{NoObserver, Observer, Rejection, Startup};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -32,10 +33,10 @@ pub enum RunState {
 }
 
 /// What one output held. `bytes` never has more than the cap; `total` counts what was written as
-/// far as it was seen.
+/// far as it was seen. The bytes are shared, so that a run can be copied without them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<Vec<u8>>,
     pub total: u64,
 }
 

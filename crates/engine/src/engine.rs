@@ -1,0 +1,502 @@
+//! The engine: takes runs, carries each through its life in a task of its own, and answers questions
+//! about them. No lock is held while anything is waited for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use run::{ImageRef, Output, Run, RunEvent, RunId, RunSpec, RunState, Timings};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::admission::{Admission, Slot, Ticket};
+use crate::execute::{Executed, Stdin, Step, execute, ms};
+use crate::launcher::Control;
+use crate::observer::{Observer, Rejection};
+use crate::store::{FinishedRuns, Keep};
+use crate::{Context, Images, Launcher};
+use sandbox::protocol::Event;
+
+/// How long a slot waits for the traces of its run to go.
+const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
+
+/// How many events a watcher may be behind before it loses some.
+const EVENTS_KEPT: usize = 256;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many runs go at once.
+    pub slots: usize,
+    /// How many may wait for a slot.
+    pub queue_capacity: usize,
+    pub kept_runs: usize,
+    /// Of the outputs of finished runs.
+    pub kept_bytes: u64,
+    pub kept_for: Duration,
+    /// Limits that this host can't enforce, as every run says.
+    pub not_enforced: Vec<String>,
+}
+
+/// Why a run was not taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error("every slot is busy and the queue is full")]
+    Busy { retry_after: Duration },
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("the launcher is gone")]
+    LauncherLost,
+}
+
+/// How busy the engine is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counts {
+    pub slots: usize,
+    pub busy: usize,
+    pub queued: usize,
+    pub queue_capacity: usize,
+    pub oldest_wait: Duration,
+    /// Sandboxes in which a program runs.
+    pub running: usize,
+    /// Sandboxes whose run has ended and whose traces are being removed.
+    pub ending: usize,
+}
+
+/// A run that was taken.
+#[derive(Clone, Debug)]
+pub struct RunHandle {
+    live: Arc<Live>,
+}
+
+/// Cancels a run unless it is disarmed: for clients that wait, and may go away.
+#[derive(Debug)]
+pub struct CancelOnDrop {
+    live: Option<Arc<Live>>,
+}
+
+#[derive(Debug)]
+struct Live {
+    id: RunId,
+    state: watch::Sender<Arc<Run>>,
+    events: broadcast::Sender<RunEvent>,
+    cancel: CancellationToken,
+}
+
+/// Cheap to clone; all clones are the same engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    images: Arc<dyn Images>,
+    launcher: Arc<dyn Launcher>,
+    observer: Arc<dyn Observer>,
+    admission: Arc<Admission>,
+    runs: Mutex<Runs>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    lost: CancellationToken,
+}
+
+struct Runs {
+    live: HashMap<RunId, Arc<Live>>,
+    finished: FinishedRuns,
+    running: usize,
+    ending: usize,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Must be called inside the runtime.
+    pub fn new(
+        config: Config,
+        images: Arc<dyn Images>,
+        launcher: Arc<dyn Launcher>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let keep = Keep { runs: config.kept_runs, bytes: config.kept_bytes, time: config.kept_for };
+        let inner = Arc::new(Inner {
+            admission: Admission::new(config.slots, config.queue_capacity),
+            config,
+            images,
+            launcher,
+            observer,
+            runs: Mutex::new(Runs {
+                live: HashMap::new(),
+                finished: FinishedRuns::new(keep),
+                running: 0,
+                ending: 0,
+            }),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            lost: CancellationToken::new(),
+        });
+        tokio::spawn(watch_launcher(Arc::downgrade(&inner), Arc::clone(&inner.launcher), inner.lost.clone()));
+        Self { inner }
+    }
+
+    /// Takes a run, or says why not. It goes on whatever becomes of the caller.
+    pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
+        let inner = &self.inner;
+        if inner.lost.is_cancelled() {
+            return Err(SubmitError::LauncherLost);
+        }
+        if inner.draining.is_cancelled() {
+            return Err(SubmitError::Stopping);
+        }
+        let ticket = inner.admission.enter(spec.priority).map_err(|full| {
+            inner.observer.rejected(Rejection::QueueFull);
+            SubmitError::Busy { retry_after: full.retry_after }
+        })?;
+        let run = self.queued(&spec);
+        let live = Arc::new(Live {
+            id: run.id,
+            state: watch::Sender::new(Arc::new(run)),
+            events: broadcast::Sender::new(EVENTS_KEPT),
+            cancel: CancellationToken::new(),
+        });
+        inner.runs().live.insert(live.id, Arc::clone(&live));
+        inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, ticket));
+        Ok(RunHandle { live })
+    }
+
+    fn queued(&self, spec: &RunSpec) -> Run {
+        Run {
+            id: RunId(Uuid::now_v7()),
+            state: RunState::Queued,
+            outcome: None,
+            problem: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            usage: None,
+            limits: spec.limits.clone(),
+            limit_hits: Vec::new(),
+            not_enforced: self.inner.config.not_enforced.clone(),
+            image: ImageRef { reference: spec.image.clone(), digest: None },
+            timings: Timings::default(),
+            created_at: Timestamp::now(),
+            started_at: None,
+            finished_at: None,
+            output_encoding: spec.output_encoding,
+            labels: spec.labels.clone(),
+        }
+    }
+
+    /// The run as it stands.
+    pub fn get(&self, id: RunId) -> Option<Arc<Run>> {
+        let runs = self.inner.runs();
+        match runs.live.get(&id) {
+            Some(live) => Some(Arc::clone(&live.state.borrow())),
+            None => runs.finished.get(id),
+        }
+    }
+
+    /// The run when it has finished, or as it stands when the time is over. No time means no end.
+    pub async fn wait(&self, id: RunId, time: Option<Duration>) -> Option<Arc<Run>> {
+        let live = self.inner.runs().live.get(&id).cloned();
+        match live {
+            Some(live) => Some(RunHandle { live }.wait(time).await),
+            None => self.get(id),
+        }
+    }
+
+    /// Cancels the run if it hasn't ended; answers when every process of it is dead.
+    pub async fn cancel(&self, id: RunId) -> Option<Arc<Run>> {
+        if let Some(live) = self.inner.runs().live.get(&id) {
+            live.cancel.cancel();
+        }
+        self.wait(id, None).await
+    }
+
+    /// Forgets a finished run.
+    pub fn forget(&self, id: RunId) {
+        self.inner.runs().finished.remove(id);
+    }
+
+    /// Runs, the newest first, as far as `wanted` takes them.
+    pub fn list(&self, limit: usize, wanted: impl Fn(&Run) -> bool) -> Vec<Arc<Run>> {
+        let runs = self.inner.runs();
+        let mut all: Vec<Arc<Run>> =
+            runs.live.values().map(|live| Arc::clone(&live.state.borrow())).collect();
+        all.sort_unstable_by_key(|run| std::cmp::Reverse(run.id));
+        let mut found = merge(all, runs.finished.newest().cloned());
+        found.retain(|run| wanted(run));
+        found.truncate(limit);
+        found
+    }
+
+    /// What happens to a run from now on; `None` when it has finished.
+    pub fn subscribe(&self, id: RunId) -> Option<broadcast::Receiver<RunEvent>> {
+        self.inner.runs().live.get(&id).map(|live| live.events.subscribe())
+    }
+
+    pub fn counts(&self) -> Counts {
+        let occupancy = self.inner.admission.occupancy();
+        let runs = self.inner.runs();
+        Counts {
+            slots: self.inner.config.slots,
+            busy: occupancy.busy,
+            queued: occupancy.queued,
+            queue_capacity: self.inner.config.queue_capacity,
+            oldest_wait: occupancy.oldest.unwrap_or_default(),
+            running: runs.running,
+            ending: runs.ending,
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.is_cancelled()
+    }
+
+    pub fn launcher_is_lost(&self) -> bool {
+        self.inner.lost.is_cancelled()
+    }
+
+    /// Ends when the launcher has died. Then nothing can run any more.
+    pub async fn launcher_lost(&self) {
+        self.inner.lost.cancelled().await;
+    }
+
+    /// Takes no more runs, waits for those that it has, and cancels what is left after `deadline`.
+    pub async fn drain(&self, deadline: Duration) {
+        self.inner.draining.cancel();
+        self.inner.tasks.close();
+        if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_err() {
+            for live in self.inner.runs().live.values() {
+                live.cancel.cancel();
+            }
+            self.inner.tasks.wait().await;
+        }
+    }
+}
+
+/// The newest first from two lists that are so already.
+fn merge(live: Vec<Arc<Run>>, finished: impl Iterator<Item = Arc<Run>>) -> Vec<Arc<Run>> {
+    let mut all: Vec<Arc<Run>> = live.into_iter().chain(finished).collect();
+    all.sort_unstable_by_key(|run| std::cmp::Reverse(run.id));
+    all.dedup_by_key(|run| run.id);
+    all
+}
+
+impl RunHandle {
+    pub fn id(&self) -> RunId {
+        self.live.id
+    }
+
+    pub fn run(&self) -> Arc<Run> {
+        Arc::clone(&self.live.state.borrow())
+    }
+
+    /// The run when it has finished, or as it stands when the time is over.
+    pub async fn wait(&self, time: Option<Duration>) -> Arc<Run> {
+        let mut state = self.live.state.subscribe();
+        let finished = state.wait_for(|run| run.state == RunState::Finished);
+        match time {
+            None => drop(finished.await),
+            Some(time) => drop(tokio::time::timeout(time, finished).await),
+        }
+        self.run()
+    }
+
+    pub fn cancel_on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop { live: Some(Arc::clone(&self.live)) }
+    }
+}
+
+impl CancelOnDrop {
+    /// The client has its answer: the run is left alone.
+    pub fn disarm(mut self) {
+        self.live = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(live) = &self.live {
+            live.cancel.cancel();
+        }
+    }
+}
+
+impl Inner {
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        // A panic under this lock leaves the maps whole.
+        self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn update(&self, change: impl FnOnce(&mut Run)) {
+        self.state.send_modify(|run| change(Arc::make_mut(run)));
+    }
+
+    fn enter(&self, state: RunState) {
+        self.update(|run| run.state = state);
+        let _ = self.events.send(RunEvent::State(state));
+    }
+}
+
+/// When the launcher dies, its keepers' sockets close and every run ends by itself; only the queue
+/// has to be told.
+async fn watch_launcher(inner: std::sync::Weak<Inner>, launcher: Arc<dyn Launcher>, lost: CancellationToken) {
+    launcher.lost().await;
+    lost.cancel();
+    if let Some(inner) = inner.upgrade() {
+        tracing::error!("the launcher is gone");
+        for live in inner.runs().live.values() {
+            live.cancel.cancel();
+        }
+    }
+}
+
+/// The life of one run: queued → preparing → running → finished, and then the slot's.
+async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, mut ticket: Ticket) {
+    let entered = Instant::now();
+    let slot = tokio::select! {
+        biased;
+        () = live.cancel.cancelled() => None,
+        slot = ticket.slot() => Some(slot),
+    };
+    drop(ticket);
+    let waited = entered.elapsed();
+    live.update(|run| run.timings.queue_ms = Some(ms(waited)));
+    let Some(slot) = slot else {
+        return finish(&inner, &live, Executed::cancelled());
+    };
+    inner.observer.dequeued(waited);
+    live.enter(RunState::Preparing);
+    let context = Context { images: &*inner.images, launcher: &*inner.launcher, observer: &*inner.observer };
+    let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
+    let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
+    let control = executed.control.take();
+    if executed.started_at.is_some() {
+        inner.runs().running -= 1;
+    }
+    finish(&inner, &live, executed);
+    tear_down(&inner, &live, control, slot).await;
+}
+
+fn follow(inner: &Inner, live: &Live, step: Step<'_>) {
+    match step {
+        Step::Image(image) => live.update(|run| run.image = image.clone()),
+        Step::Started => {
+            inner.runs().running += 1;
+            live.update(|run| run.started_at = Some(Timestamp::now()));
+            live.enter(RunState::Running);
+        }
+        Step::Output { stream, offset, bytes } => {
+            // Copied only where somebody watches.
+            if live.events.receiver_count() > 0 {
+                let _ = live.events.send(RunEvent::Output {
+                    stream,
+                    offset: offset as u64,
+                    bytes: bytes.to_vec(),
+                });
+            }
+        }
+    }
+}
+
+fn finish(inner: &Inner, live: &Live, executed: Executed) {
+    let Executed {
+        outcome,
+        problem,
+        image,
+        stdout,
+        stderr,
+        usage,
+        limit_hits,
+        timings,
+        started_at,
+        overshoot,
+        control: _,
+    } = executed;
+    live.update(|run| {
+        run.state = RunState::Finished;
+        run.outcome = Some(outcome);
+        run.problem = problem;
+        run.image = image.unwrap_or_else(|| run.image.clone());
+        (run.stdout, run.stderr) = (stdout, stderr);
+        (run.usage, run.limit_hits) = (usage, limit_hits);
+        run.timings = Timings { queue_ms: run.timings.queue_ms, ..timings };
+        run.started_at = started_at;
+        run.finished_at = Some(Timestamp::now());
+    });
+    let run = Arc::clone(&live.state.borrow());
+    inner.observer.finished(&run, overshoot);
+    {
+        let mut runs = inner.runs();
+        runs.live.remove(&live.id);
+        runs.finished.insert(run, Instant::now());
+    }
+    let _ = live.events.send(RunEvent::State(RunState::Finished));
+}
+
+/// The answer is out; the slot is free only when nothing of the run is left.
+async fn tear_down(inner: &Inner, live: &Live, control: Option<Box<dyn Control>>, slot: Slot) {
+    let Some(mut control) = control else { return drop(slot) };
+    inner.runs().ending += 1;
+    let began = Instant::now();
+    let gone = tokio::time::timeout(TEARDOWN_PATIENCE, async {
+        loop {
+            match control.next().await {
+                Ok(Some(Event::TornDown { clean, .. })) => return clean,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    });
+    let clean = gone.await.unwrap_or(false);
+    let took = began.elapsed();
+    inner.runs().ending -= 1;
+    inner.observer.torn_down(took, clean);
+    remember_teardown(inner, live.id, took);
+    drop(slot);
+}
+
+fn remember_teardown(inner: &Inner, id: RunId, took: Duration) {
+    let mut runs = inner.runs();
+    if let Some(mut run) = runs.finished.get(id) {
+        // The outputs are shared, not copied, when somebody is reading the run just now.
+        Arc::make_mut(&mut run).timings.teardown_ms = Some(ms(took));
+        runs.finished.replace(run);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests_support {
+    use super::*;
+
+    /// A finished run that wrote this many bytes.
+    pub(crate) fn finished_run(bytes: usize) -> Arc<Run> {
+        Arc::new(Run {
+            id: RunId(Uuid::now_v7()),
+            state: RunState::Finished,
+            outcome: Some(run::Outcome::Exited { code: 0 }),
+            problem: None,
+            stdout: Output { bytes: vec![0; bytes].into(), total: bytes as u64 },
+            stderr: Output::default(),
+            usage: None,
+            limits: run::Limits::default(),
+            limit_hits: Vec::new(),
+            not_enforced: Vec::new(),
+            image: ImageRef { reference: "x".into(), digest: None },
+            timings: Timings::default(),
+            created_at: Timestamp::now(),
+            started_at: None,
+            finished_at: None,
+            output_encoding: run::OutputEncoding::Auto,
+            labels: Default::default(),
+        })
+    }
+}

@@ -1,0 +1,341 @@
+//! One run, start to finish. Every run in the system goes through these lines.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use image::ImageError;
+use jiff::Timestamp;
+use run::{
+    Evidence, ImageRef, KilledFor, LimitHit, OnOutputLimit, Outcome, Output, Problem, RunSpec, Stream,
+    Timings, Usage,
+};
+use sandbox::protocol::{Event, Finished};
+use tokio_util::sync::CancellationToken;
+
+use crate::launcher::{Control, Launch, LaunchError, Launched};
+use crate::observer::{Observer, Startup};
+use crate::output::Collector;
+use crate::{Images, Launcher, plan};
+
+/// After the last process is dead its outputs end at once; this bounds what should not happen.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The rooms that a run goes through.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub images: &'a dyn Images,
+    pub launcher: &'a dyn Launcher,
+    pub observer: &'a dyn Observer,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+/// What the command reads: what the spec says, or a descriptor of the caller's.
+#[derive(Debug)]
+pub enum Stdin {
+    OfSpec,
+    Descriptor(OwnedFd),
+}
+
+/// What happens on the way, as it happens.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// The image is there; the sandbox is being built.
+    Image(&'a ImageRef),
+    /// The program was started.
+    Started,
+    /// Bytes that were kept of an output.
+    Output { stream: Stream, offset: usize, bytes: &'a [u8] },
+}
+
+/// How it went.
+pub struct Executed {
+    pub outcome: Outcome,
+    pub problem: Option<Problem>,
+    pub image: Option<ImageRef>,
+    pub stdout: Output,
+    pub stderr: Output,
+    pub usage: Option<Usage>,
+    pub limit_hits: Vec<LimitHit>,
+    pub timings: Timings,
+    pub started_at: Option<Timestamp>,
+    pub overshoot: Option<(KilledFor, Duration)>,
+    /// The keeper, while it removes what the run has left.
+    pub control: Option<Box<dyn Control>>,
+}
+
+impl std::fmt::Debug for Executed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executed").field("outcome", &self.outcome).finish_non_exhaustive()
+    }
+}
+
+impl Executed {
+    fn without_a_run(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            problem: None,
+            image: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            usage: None,
+            limit_hits: Vec::new(),
+            timings: Timings::default(),
+            started_at: None,
+            overshoot: None,
+            control: None,
+        }
+    }
+
+    pub(crate) fn cancelled() -> Self {
+        Self::without_a_run(Outcome::Cancelled)
+    }
+
+    fn sandbox_error(detail: String) -> Self {
+        let problem = Problem { problem_type: "/problems/sandbox-failed".into(), detail: detail.clone() };
+        Self { problem: Some(problem), ..Self::without_a_run(Outcome::SandboxError { detail }) }
+    }
+}
+
+/// Gets the image, builds the sandbox, reads the outputs, judges.
+pub async fn execute(
+    context: Context<'_>,
+    spec: &RunSpec,
+    stdin: Stdin,
+    cancel: &CancellationToken,
+    on_step: &mut (dyn FnMut(Step<'_>) + Send),
+) -> Executed {
+    let asked = Instant::now();
+    let lease = tokio::select! {
+        lease = context.images.acquire(&spec.image, spec.pull) => lease,
+        () = cancel.cancelled() => return Executed::cancelled(),
+    };
+    let lease = match lease {
+        Ok(lease) => lease,
+        Err(error) => return image_failed(&error),
+    };
+    let image_took = asked.elapsed();
+    let image = ImageRef { reference: lease.reference.clone(), digest: lease.digest.clone() };
+    on_step(Step::Image(&image));
+    let mut executed = match launch(context, spec, &lease, stdin).await {
+        Ok(launched) => {
+            let run = Running {
+                spec,
+                observer: context.observer,
+                cancel,
+                launched_at: Instant::now(),
+                image_took,
+                started: None,
+            };
+            run.carry_to_the_end(launched, on_step).await
+        }
+        Err(executed) => executed,
+    };
+    executed.image = Some(image);
+    executed.timings.image_ms = Some(ms(image_took));
+    executed
+} // `lease` is dropped here: now the layers may be collected.
+
+async fn launch(
+    context: Context<'_>,
+    spec: &RunSpec,
+    lease: &image::Lease,
+    stdin: Stdin,
+) -> Result<Launched, Executed> {
+    let internal = |what: &str, error: std::io::Error| Executed::sandbox_error(format!("{what}: {error}"));
+    let (files, descriptors) = plan::files(&spec.files).map_err(|error| internal("hold the files", error))?;
+    let launch_spec = plan::launch_spec(spec, lease, files)
+        .map_err(|reason| Executed::without_a_run(Outcome::StartFailed { reason }))?;
+    let stdin = match (stdin, &spec.stdin) {
+        (Stdin::Descriptor(descriptor), _) => Ok(descriptor),
+        (Stdin::OfSpec, run::Stdin::Empty) => std::fs::File::open("/dev/null").map(OwnedFd::from),
+        (Stdin::OfSpec, run::Stdin::Bytes(bytes)) => sandbox::client::memfd("stdin", bytes),
+    };
+    let stdin = stdin.map_err(|error| internal("hold stdin", error))?;
+    let launch = Launch { spec: launch_spec, stdin, files: descriptors };
+    context.launcher.launch(launch).await.map_err(|error| match error {
+        LaunchError::Lost => Executed::sandbox_error(error.to_string()),
+        LaunchError::Send { ref source } => Executed::sandbox_error(format!("{error}: {source}")),
+    })
+}
+
+struct Running<'a> {
+    spec: &'a RunSpec,
+    observer: &'a dyn Observer,
+    cancel: &'a CancellationToken,
+    launched_at: Instant,
+    image_took: Duration,
+    started: Option<(Timestamp, Duration)>,
+}
+
+/// What the keeper said last.
+enum Last {
+    Finished(Box<Finished>),
+    Failed(String),
+}
+
+impl Running<'_> {
+    /// Reads both outputs and the keeper at once, until all three have said everything.
+    async fn carry_to_the_end(
+        mut self,
+        launched: Launched,
+        on_step: &mut (dyn FnMut(Step<'_>) + Send),
+    ) -> Executed {
+        let Launched { mut control, stdout, stderr } = launched;
+        let limits = &self.spec.limits;
+        let mut stdout = Collector::new(stdout, limits.stdout_bytes);
+        let mut stderr = Collector::new(stderr, limits.stderr_bytes);
+        let kills = self.spec.on_output_limit == OnOutputLimit::Kill;
+        let (mut last, mut exceeded, mut cancelled) = (None, None, false);
+        let drained = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(drained);
+        while last.is_none() || !(stdout.ended() && stderr.ended()) {
+            let mut note = |collector: &Collector, stream, begin| {
+                let bytes = collector.kept_from(begin);
+                if !bytes.is_empty() {
+                    on_step(Step::Output { stream, offset: begin, bytes });
+                }
+                collector.exceeded() && exceeded.is_none()
+            };
+            let crossed = tokio::select! {
+                begin = stdout.read(), if !stdout.ended() => note(&stdout, Stream::Stdout, begin).then_some(Stream::Stdout),
+                begin = stderr.read(), if !stderr.ended() => note(&stderr, Stream::Stderr, begin).then_some(Stream::Stderr),
+                event = control.next(), if last.is_none() => {
+                    last = self.hear(event, on_step);
+                    if last.is_some() {
+                        drained.as_mut().reset(tokio::time::Instant::now() + DRAIN_PATIENCE);
+                    }
+                    None
+                }
+                () = self.cancel.cancelled(), if !cancelled && last.is_none() => {
+                    cancelled = true;
+                    control.kill(KilledFor::Cancel);
+                    None
+                }
+                () = &mut drained, if last.is_some() => break,
+            };
+            if let Some(stream) = crossed.filter(|_| kills) {
+                exceeded = Some(stream);
+                if last.is_none() {
+                    control.kill(KilledFor::Output);
+                }
+            }
+        }
+        let mut executed = match last {
+            Some(Last::Finished(finished)) => self.judge(*finished, exceeded),
+            Some(Last::Failed(detail)) => Executed::sandbox_error(detail),
+            None => Executed::sandbox_error("the run's keeper ended without a word".into()),
+        };
+        executed.stdout = stdout.into_output();
+        executed.stderr = stderr.into_output();
+        executed.control = Some(control);
+        executed
+    }
+
+    /// `Some` when the run is over.
+    fn hear(
+        &mut self,
+        event: std::io::Result<Option<Event>>,
+        on_step: &mut (dyn FnMut(Step<'_>) + Send),
+    ) -> Option<Last> {
+        match event {
+            Ok(Some(Event::Started { setup_us })) => {
+                let setup = Duration::from_micros(setup_us);
+                self.started = Some((Timestamp::now(), setup));
+                self.observer.started(Startup { image: self.image_took, setup });
+                on_step(Step::Started);
+                None
+            }
+            Ok(Some(Event::Finished(finished))) => Some(Last::Finished(finished)),
+            Ok(Some(Event::Failed(failure))) => Some(Last::Failed(failure.to_string())),
+            Ok(Some(other)) => Some(Last::Failed(format!("the keeper said {other:?}"))),
+            Ok(None) => Some(Last::Failed("the run's keeper ended without a word".into())),
+            Err(error) => Some(Last::Failed(format!("the run's keeper can't be heard: {error}"))),
+        }
+    }
+
+    fn judge(&self, finished: Finished, output_exceeded: Option<Stream>) -> Executed {
+        let evidence = Evidence {
+            exit: finished.exit,
+            killed_for: finished.killed_for,
+            oom_kills: finished.oom_kills,
+            output_exceeded,
+        };
+        let overshoot = finished.killed_for.zip(finished.overshoot_us.map(Duration::from_micros));
+        let setup = self.started.map_or_else(|| self.launched_at.elapsed(), |(_, setup)| setup);
+        let outcome = Outcome::judge(&evidence);
+        let failed = match &outcome {
+            Outcome::SandboxError { detail } => Executed::sandbox_error(detail.clone()),
+            _ => Executed::without_a_run(outcome),
+        };
+        Executed {
+            timings: Timings {
+                setup_ms: Some(ms(setup)),
+                run_ms: Some(finished.usage.wall_time_ms),
+                ..Timings::default()
+            },
+            usage: Some(finished.usage),
+            limit_hits: finished.limit_hits,
+            started_at: self.started.map(|(at, _)| at),
+            overshoot,
+            ..failed
+        }
+    }
+}
+
+fn image_failed(error: &ImageError) -> Executed {
+    let detail = chain(error);
+    let problem =
+        Problem { problem_type: format!("/problems/{}", problem_name(error)), detail: detail.clone() };
+    Executed { problem: Some(problem), ..Executed::without_a_run(Outcome::ImageFailed { detail }) }
+}
+
+/// Which problem an image's error is. One line per error, no wildcard: a new one must not compile
+/// until somebody has decided.
+pub fn problem_name(error: &ImageError) -> &'static str {
+    use unpack::UnpackError;
+    match error {
+        ImageError::BadReference { .. } => "invalid-request",
+        ImageError::NotAllowed { .. } => "image-not-allowed",
+        ImageError::NotFound { .. } => "image-not-found",
+        ImageError::Unauthorized { .. } => "image-unauthorized",
+        ImageError::RateLimited { .. } => "registry-rate-limited",
+        ImageError::Registry { .. } => "registry-failed",
+        ImageError::BadLayer { source: UnpackError::NoSpace, .. } | ImageError::NoSpace { .. } => {
+            "store-full"
+        }
+        ImageError::BadLayer { source: UnpackError::TooLarge { .. }, .. } => "image-too-large",
+        ImageError::BadLayer { source: UnpackError::Io { .. } | UnpackError::BadJob { .. }, .. } => {
+            "store-failed"
+        }
+        ImageError::BadImage { .. } | ImageError::BadLayer { .. } => "bad-image",
+        ImageError::Platform { .. } => "image-platform",
+        ImageError::TooLarge { .. } => "image-too-large",
+        ImageError::NotPresent { .. } => "image-not-present",
+        ImageError::Timeout { .. } => "pull-timeout",
+        ImageError::Cancelled { .. } => "draining",
+        ImageError::Store { .. } => "store-failed",
+    }
+}
+
+/// The whole story of an error, except where it would tell a client about files of ours.
+fn chain(error: &ImageError) -> String {
+    let mut text = error.to_string();
+    if matches!(error, ImageError::Store { .. }) {
+        return text;
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}

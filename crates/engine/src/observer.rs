@@ -1,0 +1,54 @@
+//! What happens in the engine, for whoever counts it. One method per event.
+
+use std::time::Duration;
+
+use run::{KilledFor, Run};
+
+/// Why a run was turned away: a closed set, because it becomes a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    QueueFull,
+}
+
+impl Rejection {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Rejection::QueueFull => "queue_full",
+        }
+    }
+}
+
+/// How long the parts of a start took.
+#[derive(Clone, Copy, Debug)]
+pub struct Startup {
+    pub image: Duration,
+    pub setup: Duration,
+}
+
+/// Every method may be called from any thread and must not block.
+pub trait Observer: Send + Sync + 'static {
+    fn rejected(&self, reason: Rejection) {
+        let _ = reason;
+    }
+    /// A slot was given to a run that had waited this long.
+    fn dequeued(&self, waited: Duration) {
+        let _ = waited;
+    }
+    fn started(&self, startup: Startup) {
+        let _ = startup;
+    }
+    /// `overshoot` is how far past its limit a run that was killed for time died.
+    fn finished(&self, run: &Run, overshoot: Option<(KilledFor, Duration)>) {
+        let _ = (run, overshoot);
+    }
+    /// Mounts and cgroups are gone, or (not `clean`) something stayed behind.
+    fn torn_down(&self, took: Duration, clean: bool) {
+        let _ = (took, clean);
+    }
+}
+
+/// Counts nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoObserver;
+
+impl Observer for NoObserver {}

@@ -1,0 +1,332 @@
+//! A run's life with everything outside the engine played by scripts.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::{Config, Control, Engine, Images, Launch, LaunchError, Launched, Launcher, NoObserver, SubmitError};
+use futures_util::future::BoxFuture;
+use image::{ImageConfig, ImageError, Lease, Rootfs};
+use run::{Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunSpec, RunState, SetupFailure, Stream, Usage};
+use sandbox::protocol::{Event, Finished};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Notify, mpsc};
+
+/// Any image is there, except those named `missing`.
+struct AnyImage;
+
+impl Images for AnyImage {
+    fn acquire<'a>(&'a self, reference: &'a str, _: Pull) -> BoxFuture<'a, Result<Lease, ImageError>> {
+        Box::pin(async move {
+            if reference == "missing" {
+                return Err(ImageError::NotFound { reference: reference.into() });
+            }
+            if reference == "slow" {
+                std::future::pending::<()>().await;
+            }
+            let config = ImageConfig::default();
+            Ok(Lease::unguarded(reference, Some("sha256:ab".into()), Rootfs::Layers(vec!["ab".into()]), config))
+        })
+    }
+}
+
+/// What one launched run does.
+#[derive(Clone)]
+enum Act {
+    Say(Event),
+    Stdout(&'static str),
+    Stderr(&'static str),
+    /// Waits until the engine asks for the run's end, then says why it ended.
+    DieWhenKilled,
+    /// Leaves the outputs open for ever.
+    HoldOutputs,
+    Close,
+}
+
+#[derive(Default)]
+struct Script {
+    runs: Mutex<VecDeque<Vec<Act>>>,
+    lost: Notify,
+}
+
+impl Script {
+    fn will(self, acts: Vec<Act>) -> Self {
+        self.runs.lock().unwrap().push_back(acts);
+        self
+    }
+}
+
+struct ScriptedKeeper {
+    events: mpsc::UnboundedReceiver<Event>,
+    kills: mpsc::UnboundedSender<KilledFor>,
+}
+
+impl Control for ScriptedKeeper {
+    fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Event>>> {
+        Box::pin(async { Ok(self.events.recv().await) })
+    }
+
+    fn kill(&mut self, reason: KilledFor) {
+        let _ = self.kills.send(reason);
+    }
+}
+
+impl Launcher for Script {
+    fn launch(&self, _: Launch) -> BoxFuture<'_, Result<Launched, LaunchError>> {
+        let acts = self.runs.lock().unwrap().pop_front().expect("the test launched more runs than it scripted");
+        let (stdout, mut out) = tokio::io::simplex(1 << 16);
+        let (stderr, mut err) = tokio::io::simplex(1 << 16);
+        let (says, events) = mpsc::unbounded_channel();
+        let (kills, mut killed) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut hold = false;
+            for act in acts {
+                match act {
+                    Act::Say(event) => drop(says.send(event)),
+                    Act::Stdout(text) => out.write_all(text.as_bytes()).await.unwrap_or(()),
+                    Act::Stderr(text) => err.write_all(text.as_bytes()).await.unwrap_or(()),
+                    Act::DieWhenKilled => {
+                        let reason = killed.recv().await;
+                        let _ = says.send(finished(Exit::Signal(9), reason));
+                    }
+                    Act::HoldOutputs => hold = true,
+                    Act::Close => return,
+                }
+            }
+            if hold {
+                std::future::pending::<()>().await;
+            }
+            drop((out, err));
+            let _ = says.send(Event::TornDown { teardown_us: 5, clean: true });
+        });
+        let control = Box::new(ScriptedKeeper { events, kills });
+        Box::pin(async move { Ok(Launched { control, stdout: Box::new(stdout), stderr: Box::new(stderr) }) })
+    }
+
+    fn lost(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.lost.notified())
+    }
+}
+
+fn finished(exit: Exit, killed_for: Option<KilledFor>) -> Event {
+    let usage = Usage { wall_time_ms: 1.5, ..Usage::default() };
+    Event::Finished(Box::new(Finished {
+        exit,
+        killed_for,
+        oom_kills: 0,
+        usage,
+        limit_hits: Vec::new(),
+        overshoot_us: None,
+    }))
+}
+
+fn started() -> Act {
+    Act::Say(Event::Started { setup_us: 100 })
+}
+
+fn exits(code: u8) -> Act {
+    Act::Say(finished(Exit::Code(code), None))
+}
+
+fn spec(image: &str) -> RunSpec {
+    RunSpec::new(image, Command::parse(Some("p".into()), Vec::new()).unwrap())
+}
+
+fn engine_with(script: Script, slots: usize, queue_capacity: usize) -> (Engine, Arc<Script>) {
+    let script = Arc::new(script);
+    let config = Config {
+        slots,
+        queue_capacity,
+        kept_runs: 100,
+        kept_bytes: 1 << 20,
+        kept_for: Duration::from_secs(60),
+        not_enforced: vec!["cpus".into()],
+    };
+    let launcher: Arc<dyn Launcher> = Arc::clone(&script) as _;
+    (Engine::new(config, Arc::new(AnyImage), launcher, Arc::new(NoObserver)), script)
+}
+
+fn engine(script: Script) -> Engine {
+    engine_with(script, 1, 10).0
+}
+
+async fn run(engine: &Engine, spec: RunSpec) -> Arc<run::Run> {
+    engine.submit(spec).unwrap().wait(None).await
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..2000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("waited in vain until {what}");
+}
+
+#[tokio::test]
+async fn a_run_is_carried_from_submitted_to_finished_and_remembered() {
+    let acts = vec![started(), Act::Stdout("hello"), Act::Stderr("oh"), exits(3)];
+    let engine = engine(Script::default().will(acts));
+    let run = run(&engine, spec("alpine")).await;
+    assert_eq!(run.outcome, Some(Outcome::Exited { code: 3 }));
+    assert_eq!((run.stdout.bytes.as_slice(), run.stderr.bytes.as_slice()), (&b"hello"[..], &b"oh"[..]));
+    assert_eq!(run.image.digest.as_deref(), Some("sha256:ab"));
+    assert_eq!((run.timings.setup_ms, run.timings.run_ms), (Some(0.1), Some(1.5)));
+    assert_eq!(run.not_enforced, ["cpus"]);
+    assert!(run.started_at.is_some() && run.finished_at.is_some());
+    until("the slot is free", || engine.counts().busy == 0).await;
+    let later = engine.get(run.id).unwrap();
+    assert!(later.timings.teardown_ms.is_some());
+    assert_eq!(engine.list(10, |_| true).len(), 1);
+    engine.forget(run.id);
+    assert!(engine.get(run.id).is_none());
+}
+
+#[tokio::test]
+async fn an_image_that_fails_is_no_verdict_about_the_program() {
+    let run = run(&engine(Script::default()), spec("missing")).await;
+    assert_eq!(run.outcome.as_ref().unwrap().name(), "image_failed");
+    assert_eq!(run.problem.as_ref().unwrap().problem_type, "/problems/image-not-found");
+}
+
+#[tokio::test]
+async fn an_output_past_its_cap_ends_the_run_and_is_kept_to_the_byte() {
+    let acts = vec![started(), Act::Stdout("abcdefgh"), Act::DieWhenKilled];
+    let engine = engine(Script::default().will(acts));
+    let mut spec = spec("x");
+    spec.limits.stdout_bytes = 5;
+    let run = run(&engine, spec).await;
+    assert_eq!(run.outcome, Some(Outcome::OutputLimit { stream: Stream::Stdout }));
+    assert_eq!((run.stdout.bytes.as_slice(), run.stdout.total), (&b"abcde"[..], 8));
+}
+
+#[tokio::test]
+async fn an_output_past_its_cap_counts_even_when_the_program_had_ended() {
+    let acts = vec![started(), Act::Stderr("abcdefgh"), exits(0)];
+    let engine = engine(Script::default().will(acts));
+    let mut spec = spec("x");
+    spec.limits.stderr_bytes = 7;
+    let run = run(&engine, spec).await;
+    assert_eq!(run.outcome, Some(Outcome::OutputLimit { stream: Stream::Stderr }));
+}
+
+#[tokio::test]
+async fn what_is_discarded_is_counted_and_kills_nobody() {
+    let acts = vec![started(), Act::Stdout("abcdefgh"), exits(0)];
+    let engine = engine(Script::default().will(acts));
+    let mut spec = spec("x");
+    (spec.limits.stdout_bytes, spec.on_output_limit) = (5, OnOutputLimit::Discard);
+    let run = run(&engine, spec).await;
+    assert_eq!(run.outcome, Some(Outcome::Exited { code: 0 }));
+    assert!(run.stdout.truncated());
+    assert_eq!(run.stdout.total, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outputs_that_never_end_do_not_hold_the_answer() {
+    let acts = vec![started(), Act::Stdout("x"), Act::HoldOutputs, exits(0)];
+    let run = run(&engine(Script::default().will(acts)), spec("x")).await;
+    assert_eq!(run.outcome, Some(Outcome::Exited { code: 0 }));
+    assert_eq!(run.stdout.bytes.as_slice(), b"x");
+}
+
+#[tokio::test]
+async fn a_keeper_that_dies_or_fails_is_our_fault() {
+    let failure = SetupFailure { step: "mount overlay".into(), error: "no".into() };
+    for acts in [vec![started(), Act::Close], vec![Act::Say(Event::Failed(failure))]] {
+        let run = run(&engine(Script::default().will(acts)), spec("x")).await;
+        assert_eq!(run.outcome.as_ref().unwrap().name(), "sandbox_error");
+        assert_eq!(run.problem.as_ref().unwrap().problem_type, "/problems/sandbox-failed");
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_a_cancelled_place_is_free_again() {
+    let script = Script::default().will(vec![started(), Act::DieWhenKilled]).will(vec![started(), exits(0)]);
+    let (engine, _) = engine_with(script, 1, 1);
+    let first = engine.submit(spec("x")).unwrap();
+    let second = engine.submit(spec("x")).unwrap();
+    assert!(matches!(engine.submit(spec("x")), Err(SubmitError::Busy { .. })));
+    let cancelled = engine.cancel(second.id()).await.unwrap();
+    assert_eq!(cancelled.outcome, Some(Outcome::Cancelled));
+    assert!(cancelled.started_at.is_none());
+    let third = engine.submit(spec("x")).unwrap();
+    let first = engine.cancel(first.id()).await.unwrap();
+    assert_eq!(first.outcome, Some(Outcome::Cancelled));
+    assert_eq!(third.wait(None).await.outcome, Some(Outcome::Exited { code: 0 }));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_its_run_unless_it_has_its_answer() {
+    let script = Script::default().will(vec![started(), Act::DieWhenKilled]).will(vec![started(), exits(0)]);
+    let engine = engine(script);
+    let run = engine.submit(spec("x")).unwrap();
+    drop(run.cancel_on_drop());
+    assert_eq!(run.wait(None).await.outcome, Some(Outcome::Cancelled));
+    let run = engine.submit(spec("x")).unwrap();
+    run.cancel_on_drop().disarm();
+    assert_eq!(run.wait(None).await.outcome, Some(Outcome::Exited { code: 0 }));
+}
+
+#[tokio::test]
+async fn a_run_can_be_cancelled_while_its_image_is_pulled() {
+    let engine = engine(Script::default());
+    let run = engine.submit(spec("slow")).unwrap();
+    until("it prepares", || run.run().state == RunState::Preparing).await;
+    assert_eq!(engine.cancel(run.id()).await.unwrap().outcome, Some(Outcome::Cancelled));
+    until("the slot is free", || engine.counts().busy == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_has_an_end() {
+    let engine = engine(Script::default().will(vec![started(), Act::DieWhenKilled]));
+    let run = engine.submit(spec("x")).unwrap();
+    let waited = run.wait(Some(Duration::from_secs(1))).await;
+    assert_ne!(waited.state, RunState::Finished);
+    engine.cancel(run.id()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_refuses_new_runs_and_cancels_what_outlasts_the_deadline() {
+    let script = Script::default().will(vec![started(), exits(0)]).will(vec![started(), Act::DieWhenKilled]);
+    let engine = engine(script);
+    let (short, long) = (engine.submit(spec("x")).unwrap(), engine.submit(spec("x")).unwrap());
+    engine.drain(Duration::from_secs(5)).await;
+    assert_eq!(short.run().outcome, Some(Outcome::Exited { code: 0 }));
+    assert_eq!(long.run().outcome, Some(Outcome::Cancelled));
+    assert_eq!(engine.submit(spec("x")).unwrap_err(), SubmitError::Stopping);
+}
+
+#[tokio::test]
+async fn a_lost_launcher_ends_everything() {
+    let script = Script::default().will(vec![started(), Act::DieWhenKilled]);
+    let (engine, script) = engine_with(script, 1, 10);
+    let (running, queued) = (engine.submit(spec("x")).unwrap(), engine.submit(spec("x")).unwrap());
+    until("it runs", || running.run().state == RunState::Running).await;
+    script.lost.notify_one();
+    engine.launcher_lost().await;
+    assert_eq!(queued.wait(None).await.state, RunState::Finished);
+    assert_eq!(running.wait(None).await.state, RunState::Finished);
+    assert_eq!(engine.submit(spec("x")).unwrap_err(), SubmitError::LauncherLost);
+}
+
+#[tokio::test]
+async fn watchers_see_states_and_outputs_in_order() {
+    let engine = engine(Script::default().will(vec![started(), Act::Stdout("hi"), exits(0)]));
+    let run = engine.submit(spec("x")).unwrap();
+    let mut events = engine.subscribe(run.id()).unwrap();
+    let mut seen = Vec::new();
+    loop {
+        match events.recv().await.unwrap() {
+            run::RunEvent::State(RunState::Finished) => break,
+            run::RunEvent::State(state) => seen.push(format!("{state:?}")),
+            run::RunEvent::Output { offset, bytes, .. } => {
+                seen.push(format!("{offset}:{}", String::from_utf8_lossy(&bytes)));
+            }
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["0:hi", "Preparing", "Running"]);
+}
