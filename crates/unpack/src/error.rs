@@ -74,10 +74,8 @@ impl UnpackError {
 pub(crate) fn show(path: &[u8]) -> String {
     const MOST: usize = 200;
     let cut = &path[..path.len().min(MOST)];
-    let mut text: String = String::from_utf8_lossy(cut)
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let mut text: String =
+        String::from_utf8_lossy(cut).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if cut.len() < path.len() {
         text.push('…');
     }

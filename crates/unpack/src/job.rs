@@ -69,10 +69,14 @@ pub struct Report {
     pub entries: u64,
     pub whiteouts: u64,
     pub opaque_dirs: u64,
+    /// The layer hides everything below it.
+    pub root_opaque: bool,
     /// Device nodes and entries of unknown kinds, none of which a sandbox needs.
     pub skipped: u64,
     /// Extended attributes that an image has no business to set.
     pub dropped_xattrs: u64,
+    /// Files whose owner's id does not exist here and that belong to nobody now.
+    pub squashed_owners: u64,
     /// Directories that the layer needs but does not describe. A lower layer may know better what
     /// they look like.
     pub implicit_dirs: Vec<String>,

@@ -2,8 +2,18 @@
 //! directory. It reads a pipe and writes files; it knows no network, no registry and no other layer,
 //! and it expects to run in a jail as a single thread.
 
+mod archive;
 mod error;
+mod header;
 mod job;
+mod layer;
+mod path;
+mod pax;
+mod sparse;
+mod stream;
+mod sys;
+mod tree;
+mod walk;
 
 use std::fs::File;
 use std::io;
@@ -11,6 +21,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 pub use error::UnpackError;
 pub use job::{Compression, DirMeta, Job, Limits, Report, read_result};
+pub use layer::layer;
 
 /// Reads the job, unpacks the layer and says as JSON how it went; [`read_result`] reads that.
 pub fn jailed(
@@ -19,6 +30,9 @@ pub fn jailed(
     job: &str,
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> String {
-    let _ = (input, root, job, mark_opaque);
-    String::new()
+    let result = match serde_json::from_str::<Job>(job) {
+        Ok(job) => layer(input, root, &job, mark_opaque),
+        Err(error) => Err(UnpackError::BadJob { reason: error.to_string() }),
+    };
+    serde_json::to_string(&result).expect("a report is plain data")
 }

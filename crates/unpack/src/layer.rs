@@ -1,0 +1,214 @@
+//! One pass over one layer: bytes in, files out, and at the end the proof that these were the right
+//! bytes.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::unistd::{Whence, ftruncate, lseek};
+
+use crate::UnpackError;
+use crate::archive::{Archive, Entry, Kind};
+use crate::job::{DirMeta, Job, Report};
+use crate::path::{Marker, Path};
+use crate::sparse::Stretch;
+use crate::stream::Stream;
+use crate::tree::{Counts, Meta, Tree};
+
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Unpacks one layer below `root`. What `mark_opaque` gets is a directory of the layer.
+pub fn layer(
+    input: impl Read,
+    root: OwnedFd,
+    job: &Job,
+    mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> Result<Report, UnpackError> {
+    let archive = Archive::new(Stream::new(input, job)?, job.limits.clone());
+    let tree = Tree::new(root, job.limits.clone(), mark_opaque);
+    Unpacker { archive, tree, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }.run()
+}
+
+struct Unpacker<'a> {
+    archive: Archive<'a>,
+    tree: Tree<'a>,
+    job: &'a Job,
+    entries: u64,
+    skipped: u64,
+    /// Bytes of files, the holes among them.
+    logical: u64,
+    buffer: Vec<u8>,
+}
+
+impl Unpacker<'_> {
+    fn run(mut self) -> Result<Report, UnpackError> {
+        while let Some(entry) = self.archive.next()? {
+            self.entries += 1;
+            if self.entries > self.job.limits.entries {
+                return Err(UnpackError::too_large("entries", self.job.limits.entries));
+            }
+            self.entry(&entry)?;
+        }
+        self.tree.finish()?;
+        self.report()
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+        let limits = &self.job.limits;
+        let path = Path::parse(&entry.path, limits)?;
+        if self.marker(&path)? {
+            return Ok(());
+        }
+        match &entry.kind {
+            Kind::File { size, stretches } => self.file(&path, entry, *size, stretches.as_deref()),
+            Kind::Dir => self.tree.directory(&path, entry),
+            Kind::Symlink(target) => self.tree.symlink(&path, target, entry),
+            Kind::Hardlink(target) => self.tree.hardlink(&path, &Path::parse(target, limits)?),
+            Kind::Fifo => self.tree.fifo(&path, entry),
+            Kind::Other => {
+                self.skipped += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the entry only says something about the layers below, which is then done.
+    fn marker(&mut self, path: &Path) -> Result<bool, UnpackError> {
+        let Some((parent, name)) = path.split() else { return Ok(false) };
+        let parse = |name| Marker::parse(name).map_err(|reason| UnpackError::entry(&path.join(), reason));
+        for name in parent.names() {
+            match parse(name)? {
+                None => {}
+                Some(Marker::Ignored) => return Ok(true),
+                Some(_) => return Err(UnpackError::entry(&path.join(), "it lies below a whiteout")),
+            }
+        }
+        match parse(name)? {
+            None => return Ok(false),
+            Some(Marker::Whiteout(name)) => self.tree.whiteout(&parent, name)?,
+            Some(Marker::Opaque) => self.tree.opaque_dir(&parent)?,
+            Some(Marker::Ignored) => {}
+        }
+        Ok(true)
+    }
+
+    fn file(
+        &mut self,
+        path: &Path,
+        entry: &Entry,
+        size: u64,
+        stretches: Option<&[Stretch]>,
+    ) -> Result<(), UnpackError> {
+        self.logical = self.logical.saturating_add(size);
+        if self.logical > self.job.limits.bytes {
+            return Err(UnpackError::too_large("bytes", self.job.limits.bytes));
+        }
+        let mut file = File::from(self.tree.file(path)?);
+        let whole = [(0, size)];
+        for (offset, len) in stretches.unwrap_or(&whole) {
+            self.stretch(&mut file, path, *offset, *len)?;
+        }
+        let fail = |error: nix::Error| UnpackError::io("write", &path.join(), &error.into());
+        if stretches.is_some() {
+            let size = i64::try_from(size).map_err(|_| fail(nix::Error::EFBIG))?;
+            ftruncate(&file, size).map_err(fail)?;
+        }
+        self.tree.close(&file.into(), path, entry)
+    }
+
+    fn stretch(&mut self, file: &mut File, path: &Path, offset: u64, len: u64) -> Result<(), UnpackError> {
+        let fail = |error: io::Error| UnpackError::io("write", &path.join(), &error);
+        if offset > 0 {
+            let offset = i64::try_from(offset).map_err(|_| fail(nix::Error::EFBIG.into()))?;
+            lseek(&*file, offset, Whence::SeekSet).map_err(|errno| fail(errno.into()))?;
+        }
+        let mut left = len;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let read = self.archive.read(&mut self.buffer[..most])?;
+            file.write_all(&self.buffer[..read]).map_err(fail)?;
+            left -= read as u64;
+            self.tree.counts.file_bytes += read as u64;
+        }
+        Ok(())
+    }
+
+    fn report(self) -> Result<Report, UnpackError> {
+        let (compression, tree) = (self.archive.stream().compression(), self.tree);
+        let (compressed_bytes, bytes, diff_id) = self.archive.finish()?;
+        if diff_id != self.job.diff_id {
+            return Err(UnpackError::DiffId { expected: self.job.diff_id.clone(), found: diff_id });
+        }
+        let Counts { file_bytes, whiteouts, opaque_dirs, dropped_xattrs, squashed_owners, root_opaque } =
+            tree.counts;
+        let mut dirs = DirLists::default();
+        tree.dirs.iter().for_each(|(path, meta)| dirs.add(path, meta.as_ref()));
+        Ok(Report {
+            diff_id,
+            compression,
+            compressed_bytes,
+            bytes,
+            file_bytes,
+            entries: self.entries,
+            whiteouts,
+            opaque_dirs,
+            root_opaque,
+            skipped: self.skipped,
+            dropped_xattrs,
+            squashed_owners,
+            implicit_dirs: dirs.implicit,
+            special_dirs: dirs.special,
+            dirs_cut: dirs.cut,
+        })
+    }
+}
+
+/// The lists of a report, kept short enough for the packet that carries it.
+#[derive(Default)]
+struct DirLists {
+    implicit: Vec<String>,
+    special: Vec<DirMeta>,
+    bytes: usize,
+    cut: bool,
+}
+
+impl DirLists {
+    const MOST_BYTES: usize = 32 * 1024;
+    /// JSON around one directory.
+    const AROUND: usize = 80;
+
+    fn add(&mut self, path: &Path, meta: Option<&Meta>) {
+        if path.names().is_empty()
+            || meta.is_some_and(|meta| (meta.mode, meta.uid, meta.gid) == (0o755, 0, 0))
+        {
+            return;
+        }
+        let Ok(path) = String::from_utf8(path.join()) else {
+            self.cut = true;
+            return;
+        };
+        // Every character may need an escape, and the escape one of its own.
+        let escaped = path.chars().map(|c| {
+            if c.is_control() {
+                7
+            } else if matches!(c, '"' | '\\') {
+                4
+            } else {
+                c.len_utf8()
+            }
+        });
+        let bytes = escaped.sum::<usize>() + Self::AROUND;
+        if self.bytes + bytes > Self::MOST_BYTES {
+            self.cut = true;
+            return;
+        }
+        self.bytes += bytes;
+        match meta {
+            None => self.implicit.push(path),
+            Some(meta) => {
+                let Meta { mode, uid, gid, mtime } = *meta;
+                self.special.push(DirMeta { path, mode, uid, gid, mtime: mtime.0 });
+            }
+        }
+    }
+}

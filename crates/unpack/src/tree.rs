@@ -1,0 +1,327 @@
+//! Writing the tree. Every rule about what replaces what, who owns it and what an image may not
+//! bring along stands here; how a path is found stands in `walk`.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+
+use crate::UnpackError;
+use crate::archive::Entry;
+use crate::job::Limits;
+use crate::path::Path;
+use crate::sys;
+use crate::walk::{self, Handle, Made, Walker, beneath, is_whiteout, os};
+
+/// Marks a directory of the layer, as only the privileged side can.
+pub(crate) type MarkOpaque<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>;
+
+/// The names of directories that may be remembered, in bytes.
+const MOST_DIR_BYTES: u64 = 64 << 20;
+
+/// Who an owner becomes that has no name in this user namespace.
+const NOBODY: u32 = 65534;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, u32),
+}
+
+impl Meta {
+    /// The bits that change who a program runs as are not an image's to give.
+    fn of(entry: &Entry) -> Self {
+        Self { mode: entry.mode & 0o1777, uid: entry.uid, gid: entry.gid, mtime: entry.mtime }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) file_bytes: u64,
+    pub(crate) whiteouts: u64,
+    pub(crate) opaque_dirs: u64,
+    pub(crate) dropped_xattrs: u64,
+    pub(crate) squashed_owners: u64,
+    pub(crate) root_opaque: bool,
+}
+
+pub(crate) struct Tree<'a> {
+    walker: Walker,
+    mark_opaque: MarkOpaque<'a>,
+    /// Every directory, with what its entry said or nothing if it had none.
+    pub(crate) dirs: BTreeMap<Path, Option<Meta>>,
+    dir_bytes: u64,
+    pub(crate) counts: Counts,
+}
+
+impl<'a> Tree<'a> {
+    pub(crate) fn new(root: OwnedFd, limits: Limits, mark_opaque: MarkOpaque<'a>) -> Self {
+        Self {
+            walker: Walker::new(root, limits),
+            mark_opaque,
+            dirs: BTreeMap::new(),
+            dir_bytes: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn directory(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let fail = |doing, error: io::Error| UnpackError::io(doing, &path.join(), &error);
+        if let Some((parent, name)) = path.split() {
+            let parent = self.parent(&parent)?;
+            let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno.into()))?;
+            let is_dir = existing.as_ref().is_some_and(|stat| walk::kind(stat) == SFlag::S_IFDIR);
+            if !is_dir {
+                self.clear(&parent, name, existing.as_ref()).map_err(|error| fail("replace", error))?;
+                mkdirat(&*parent, os(name), Mode::S_IRWXU)
+                    .map_err(|errno| fail("make directory", errno.into()))?;
+            }
+            let dir = open_dir(parent.as_fd(), name).map_err(|errno| fail("open directory", errno.into()))?;
+            if existing.as_ref().is_some_and(is_whiteout) {
+                self.opaque(dir.as_fd()).map_err(|error| fail("hide what is below", error))?;
+            }
+            self.set_xattrs(dir.as_fd(), entry);
+        }
+        self.remember(path.clone(), Some(Meta::of(entry)))
+    }
+
+    /// Makes an empty file for the caller to write and [`Tree::close`].
+    pub(crate) fn file(&mut self, path: &Path) -> Result<OwnedFd, UnpackError> {
+        let (parent, name) = self.place(path)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&*parent, os(&name), flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map_err(|errno| UnpackError::io("create", &path.join(), &errno.into()))
+    }
+
+    /// The owner goes before the mode, which it may change, and the time goes last.
+    pub(crate) fn close(&mut self, file: &OwnedFd, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let meta = Meta::of(entry);
+        self.set_xattrs(file.as_fd(), entry);
+        self.describe(file.as_fd(), &meta).map_err(|error| UnpackError::io("describe", &path.join(), &error))
+    }
+
+    pub(crate) fn fifo(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
+        let fail = |doing, errno: Errno| UnpackError::io(doing, &path.join(), &errno.into());
+        let (parent, name) = self.place(path)?;
+        mknodat(&*parent, os(&name), SFlag::S_IFIFO, Mode::S_IRUSR, 0)
+            .map_err(|errno| fail("create", errno))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let fifo = beneath(parent.as_fd(), &name, flags).map_err(|errno| fail("open", errno))?;
+        self.close(&fifo, path, entry)
+    }
+
+    pub(crate) fn symlink(&mut self, path: &Path, target: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        if target.is_empty() || target.contains(&0) || target.len() >= 4096 {
+            return Err(UnpackError::entry(&path.join(), "its target is empty, too long or has a NUL"));
+        }
+        let fail = |doing, errno: Errno| UnpackError::io(doing, &path.join(), &errno.into());
+        let (parent, name) = self.place(path)?;
+        symlinkat(os(target), &*parent, os(&name)).map_err(|errno| fail("create", errno))?;
+        let meta = Meta::of(entry);
+        let own =
+            |uid, gid| fchownat(&*parent, os(&name), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
+        self.counts.squashed_owners += give(&meta, own).map_err(|errno| fail("describe", errno))?;
+        let time = timespec(meta.mtime);
+        utimensat(&*parent, os(&name), &time, &time, UtimensatFlags::NoFollowSymlink)
+            .map_err(|errno| fail("describe", errno))
+    }
+
+    /// A second name for something that this layer has. What it looks like is the target's business.
+    pub(crate) fn hardlink(&mut self, path: &Path, target: &Path) -> Result<(), UnpackError> {
+        let missing = || UnpackError::LinkTarget {
+            path: crate::error::show(&path.join()),
+            target: crate::error::show(&target.join()),
+        };
+        let fail = |doing, errno: Errno| UnpackError::io(doing, &path.join(), &errno.into());
+        let (target_parent, target_name) = target.split().ok_or_else(missing)?;
+        let target_parent = self.walker.find(&target_parent)?.ok_or_else(missing)?;
+        let found = walk::stat(target_parent.as_fd(), target_name).map_err(|errno| fail("look at", errno))?;
+        let found = found.filter(|stat| !is_whiteout(stat)).ok_or_else(missing)?;
+        if walk::kind(&found) == SFlag::S_IFDIR {
+            return Err(UnpackError::entry(&path.join(), "it is a hard link to a directory"));
+        }
+        let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
+        let parent = self.parent(&parent)?;
+        let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno))?;
+        if existing.is_some_and(|stat| (stat.st_dev, stat.st_ino) == (found.st_dev, found.st_ino)) {
+            return Ok(());
+        }
+        self.clear(&parent, name, existing.as_ref())
+            .map_err(|error| UnpackError::io("replace", &path.join(), &error))?;
+        match linkat(&*target_parent, os(target_name), &*parent, os(name), AtFlags::empty()) {
+            // It was in the directory whose place the link takes.
+            Err(Errno::ENOENT) => Err(missing()),
+            result => result.map_err(|errno| fail("link", errno)),
+        }
+    }
+
+    /// Hides a name of the lower layers. What this layer itself has there stays, whatever the order.
+    pub(crate) fn whiteout(&mut self, parent: &Path, name: &[u8]) -> Result<(), UnpackError> {
+        let fail = |doing, error: io::Error| UnpackError::io(doing, name, &error);
+        let parent = self.parent(parent)?;
+        let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno.into()))?;
+        match existing.as_ref().map(walk::kind) {
+            None => {
+                mknodat(&*parent, os(name), SFlag::S_IFCHR, Mode::empty(), walk::WHITEOUT)
+                    .map_err(|errno| fail("hide", errno.into()))?;
+            }
+            Some(SFlag::S_IFDIR) => {
+                let dir =
+                    open_dir(parent.as_fd(), name).map_err(|errno| fail("open directory", errno.into()))?;
+                self.opaque(dir.as_fd()).map_err(|error| fail("hide what is below", error))?;
+            }
+            Some(_) => {}
+        }
+        self.counts.whiteouts += 1;
+        Ok(())
+    }
+
+    /// Hides all that lower layers have in a directory.
+    pub(crate) fn opaque_dir(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let fail = |error: io::Error| UnpackError::io("hide what is below", &path.join(), &error);
+        // An overlay does not heed the mark on a layer's root: whoever stacks the layers must.
+        if path.names().is_empty() {
+            self.counts.root_opaque = true;
+            return Ok(());
+        }
+        let dir = self.parent(path)?;
+        let dir = beneath(dir.as_fd(), b".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+            .map_err(|errno| fail(errno.into()))?;
+        self.opaque(dir.as_fd()).map_err(fail)
+    }
+
+    /// Describes the directories, the deepest first: until now entries could change their times.
+    pub(crate) fn finish(&mut self) -> Result<(), UnpackError> {
+        let dirs = std::mem::take(&mut self.dirs);
+        for (path, meta) in dirs.iter().rev() {
+            let Some(meta) = meta else { continue };
+            let fail = |error: io::Error| UnpackError::io("describe", &path.join(), &error);
+            let dir = match path.split() {
+                None => self
+                    .walker
+                    .find(path)?
+                    .map(|root| beneath(root.as_fd(), b".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)),
+                Some((parent, name)) => {
+                    self.walker.find(&parent)?.map(|parent| open_dir(parent.as_fd(), name))
+                }
+            };
+            match dir {
+                // A later entry took its place.
+                None | Some(Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {}
+                Some(Err(errno)) => return Err(fail(errno.into())),
+                Some(Ok(dir)) => self.describe(dir.as_fd(), meta).map_err(fail)?,
+            }
+        }
+        self.dirs = dirs;
+        Ok(())
+    }
+
+    /// The directory in which `path` is to be made, with nothing in its place.
+    fn place(&mut self, path: &Path) -> Result<(Handle, Vec<u8>), UnpackError> {
+        let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
+        let parent = self.parent(&parent)?;
+        let fail = |error: io::Error| UnpackError::io("replace", &path.join(), &error);
+        let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail(errno.into()))?;
+        self.clear(&parent, name, existing.as_ref()).map_err(fail)?;
+        Ok((parent, name.to_vec()))
+    }
+
+    fn parent(&mut self, path: &Path) -> Result<Handle, UnpackError> {
+        let mut made = Vec::new();
+        let parent = self.walker.make(path, &mut made)?;
+        for made in made {
+            let (path, hides) = match made {
+                Made::Dir(path) => (path, false),
+                Made::OpaqueDir(path) => (path, true),
+            };
+            if hides {
+                self.opaque_dir(&path)?;
+            }
+            self.remember(path, None)?;
+        }
+        Ok(parent)
+    }
+
+    fn clear(&mut self, parent: &Handle, name: &[u8], existing: Option<&FileStat>) -> io::Result<()> {
+        match existing.map(walk::kind) {
+            None => Ok(()),
+            Some(SFlag::S_IFDIR) => {
+                self.walker.forget();
+                walk::remove_tree(parent.as_fd(), name)
+            }
+            Some(_) => {
+                self.walker.forget();
+                Ok(walk::unlink(parent.as_fd(), name)?)
+            }
+        }
+    }
+
+    fn opaque(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        self.counts.opaque_dirs += 1;
+        (self.mark_opaque)(dir)
+    }
+
+    fn remember(&mut self, path: Path, meta: Option<Meta>) -> Result<(), UnpackError> {
+        if !self.dirs.contains_key(&path) {
+            self.dir_bytes += path.join().len() as u64 + 64;
+            if self.dir_bytes > MOST_DIR_BYTES {
+                return Err(UnpackError::too_large("bytes of directory names", MOST_DIR_BYTES));
+            }
+        }
+        let known = self.dirs.entry(path).or_default();
+        if meta.is_some() {
+            *known = meta;
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self, file: BorrowedFd<'_>, meta: &Meta) -> io::Result<()> {
+        self.counts.squashed_owners += give(meta, |uid, gid| fchown(file, Some(uid), Some(gid)))?;
+        fchmod(file, Mode::from_bits_truncate(meta.mode))?;
+        let time = timespec(meta.mtime);
+        Ok(futimens(file, &time, &time)?)
+    }
+
+    /// Only attributes of users; those of the overlay would let an image rewrite the layers below.
+    fn set_xattrs(&mut self, file: BorrowedFd<'_>, entry: &Entry) {
+        for (name, value) in &entry.xattrs {
+            let welcome = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            let name = CString::new(name.as_slice()).ok().filter(|_| welcome);
+            // A file system without room for attributes is no reason to do without the image.
+            if name.is_none_or(|name| sys::set_xattr(file, &name, value).is_err()) {
+                self.counts.dropped_xattrs += 1;
+            }
+        }
+    }
+}
+
+fn root_must_be_a_directory(path: &Path) -> UnpackError {
+    UnpackError::entry(&[b"/".as_slice(), &path.join()].concat(), "the root must stay a directory")
+}
+
+fn open_dir(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
+    beneath(parent, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+}
+
+/// Hands a file over, and says how many owners had to be replaced by nobody.
+fn give(meta: &Meta, chown: impl Fn(Uid, Gid) -> nix::Result<()>) -> nix::Result<u64> {
+    if (meta.uid, meta.gid) == (0, 0) {
+        return Ok(0);
+    }
+    match chown(Uid::from_raw(meta.uid), Gid::from_raw(meta.gid)) {
+        Err(Errno::EINVAL) => chown(Uid::from_raw(NOBODY), Gid::from_raw(NOBODY)).map(|()| 1),
+        result => result.map(|()| 0),
+    }
+}
+
+fn timespec((seconds, nanos): (i64, u32)) -> TimeSpec {
+    TimeSpec::new(seconds, nanos.into())
+}

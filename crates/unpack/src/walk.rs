@@ -1,0 +1,210 @@
+//! Finding and making directories below the layer's root. Every step is relative to a descriptor and
+//! refuses links; a link of the layer itself is followed here, by hand, with the root as its ceiling.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::UnpackError;
+use crate::job::Limits;
+use crate::path::Path;
+
+/// As many links as the kernel follows in one path.
+const MOST_LINKS: usize = 40;
+const MOST_CACHED: usize = 256;
+
+/// What the walker had to make on its way.
+#[derive(Debug)]
+pub(crate) enum Made {
+    /// A directory that no entry has described so far.
+    Dir(Path),
+    /// The same, where this layer hides what lower layers have there.
+    OpaqueDir(Path),
+}
+
+pub(crate) struct Walker {
+    root: OwnedFd,
+    limits: Limits,
+    /// Directories that were opened lately, by the path that led there. Creating files changes none
+    /// of them; removing a directory or a link may, and empties it.
+    cache: HashMap<Path, std::rc::Rc<OwnedFd>>,
+}
+
+pub(crate) type Handle = std::rc::Rc<OwnedFd>;
+
+impl Walker {
+    pub(crate) fn new(root: OwnedFd, limits: Limits) -> Self {
+        Self { root, limits, cache: HashMap::new() }
+    }
+
+    pub(crate) fn forget(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Opens a directory if it is there, however links of the layer lead to it.
+    pub(crate) fn find(&mut self, path: &Path) -> Result<Option<Handle>, UnpackError> {
+        self.open(path, None)
+    }
+
+    /// Opens a directory and makes what is missing on the way.
+    pub(crate) fn make(&mut self, path: &Path, made: &mut Vec<Made>) -> Result<Handle, UnpackError> {
+        let found = self.open(path, Some(made))?;
+        found.ok_or_else(|| UnpackError::entry(&path.join(), "its directory can't be made"))
+    }
+
+    fn open(&mut self, path: &Path, made: Option<&mut Vec<Made>>) -> Result<Option<Handle>, UnpackError> {
+        if let Some(found) = self.cache.get(path) {
+            return Ok(Some(Handle::clone(found)));
+        }
+        let found = match self.open_plainly(path) {
+            Ok(found) => found,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => match self.walk(path, made)? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+            Err(errno) => return Err(UnpackError::io("open directory", &path.join(), &errno.into())),
+        };
+        if self.cache.len() >= MOST_CACHED {
+            self.cache.clear();
+        }
+        let found = Handle::new(found);
+        self.cache.insert(path.clone(), Handle::clone(&found));
+        Ok(Some(found))
+    }
+
+    /// Where no link is on the way, the kernel does it in one call.
+    fn open_plainly(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let joined = if path.names().is_empty() { b".".to_vec() } else { path.join() };
+        beneath(self.root.as_fd(), &joined, OFlag::O_PATH | OFlag::O_DIRECTORY)
+    }
+
+    fn walk(&self, path: &Path, mut made: Option<&mut Vec<Made>>) -> Result<Option<OwnedFd>, UnpackError> {
+        let fail = |doing, error: Errno| UnpackError::io(doing, &path.join(), &error.into());
+        let mut ahead: Vec<Vec<u8>> = path.names().iter().rev().cloned().collect();
+        let mut behind: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
+        let mut links = 0;
+        while let Some(name) = ahead.pop() {
+            let here = behind.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    behind.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let stat = stat(here, &name).map_err(|errno| fail("look at", errno))?;
+            match stat.as_ref().map(kind) {
+                Some(SFlag::S_IFDIR) => {}
+                Some(SFlag::S_IFLNK) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(UnpackError::entry(&path.join(), "too many symbolic links lead there"));
+                    }
+                    let target =
+                        readlinkat(here, os(&name)).map_err(|errno| fail("read link", errno))?.into_vec();
+                    if target.starts_with(b"/") {
+                        behind.clear();
+                    }
+                    ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+                    continue;
+                }
+                found => {
+                    let Some(made) = made.as_deref_mut() else { return Ok(None) };
+                    let hidden = stat.as_ref().is_some_and(is_whiteout);
+                    if found.is_some() && !hidden {
+                        return Err(UnpackError::entry(&path.join(), "its directory is a file"));
+                    }
+                    if hidden {
+                        unlink(here, &name).map_err(|errno| fail("remove", errno))?;
+                    }
+                    mkdirat(here, os(&name), Mode::from_bits_truncate(0o755))
+                        .map_err(|errno| fail("make directory", errno))?;
+                    let place = behind.iter().map(|(name, _)| name.as_slice()).chain([name.as_slice()]);
+                    let place = place.collect::<Vec<_>>().join(&b'/');
+                    let place = Path::parse(&place, &self.limits)?;
+                    made.push(if hidden { Made::OpaqueDir(place) } else { Made::Dir(place) });
+                }
+            }
+            if behind.len() == self.limits.depth {
+                return Err(UnpackError::too_large("names in a path", self.limits.depth as u64));
+            }
+            let next = beneath(here, &name, OFlag::O_PATH | OFlag::O_DIRECTORY)
+                .map_err(|errno| fail("open directory", errno))?;
+            behind.push((name, next));
+        }
+        match behind.pop() {
+            Some((_, found)) => Ok(Some(found)),
+            None => beneath(self.root.as_fd(), b".", OFlag::O_PATH | OFlag::O_DIRECTORY)
+                .map(Some)
+                .map_err(|errno| fail("open directory", errno)),
+        }
+    }
+}
+
+/// Opens below `dir`, through no link of any kind.
+pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve =
+        ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
+    loop {
+        match openat2(dir, os(path), how) {
+            // The kernel could not be sure that nothing moved meanwhile.
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {
+    match fstatat(dir, os(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub(crate) fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
+}
+
+/// An overlay takes a character device 0:0 for "there is nothing here".
+pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
+}
+
+pub(crate) fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()> {
+    unlinkat(dir, os(name), UnlinkatFlags::NoRemoveDir)
+}
+
+/// Removes a directory with all that is in it. The tree is no deeper than the limit on depth.
+pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut inner = Dir::from_fd(openat(dir, os(name), flags, Mode::empty())?)?;
+    let names: Vec<_> = inner
+        .iter()
+        .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
+        .collect::<Result<_, _>>()?;
+    for child in names.iter().map(|name| name.to_bytes()).filter(|name| !matches!(*name, b"." | b"..")) {
+        match unlink(inner.as_fd(), child) {
+            Err(Errno::EISDIR) => remove_tree(inner.as_fd(), child)?,
+            result => result?,
+        }
+    }
+    Ok(unlinkat(dir, os(name), UnlinkatFlags::RemoveDir)?)
+}
+
+pub(crate) fn os(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+pub(crate) const WHITEOUT: libc::dev_t = 0;
