@@ -1,1 +1,34 @@
-//! x
+//! What the black-box tests have in common: a daemon of their own, a real registry, images made from
+//! Debian packages, and an eye on the host. Nothing here knows a crate of the service: what the tests
+//! know of it is HTTP and the two binaries.
+//!
+//! A helper that can't do its work panics with a sentence; a test has nothing better to do with an error.
+
+pub mod daemon;
+pub mod http;
+
+pub mod image;
+pub mod registry;
+pub mod stock;
+
+pub mod guest;
+pub mod host;
+
+mod command;
+mod place;
+mod process;
+mod skip;
+mod wait;
+
+pub use command::{Finished, sandglass, sandglass_launcher, tool};
+pub use daemon::{Builder, Daemon};
+pub use host::Host;
+pub use http::{Request, Response};
+pub use image::{Compression, Image, Layer};
+pub use place::{Folder, target};
+pub use process::Process;
+pub use registry::Registry;
+pub use skip::skip;
+pub use wait::{until, within};
+
+pub use serde_json::{Value, json};

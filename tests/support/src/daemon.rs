@@ -1,0 +1,231 @@
+//! The service under test: the real program on a port of its own, with folders of its own.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::host::{self, Host};
+use crate::{Folder, Process, Registry, Request, Response, sandglass, within};
+
+const START_BOUND: Duration = Duration::from_secs(60);
+
+/// A daemon to be started.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    folder: Arc<Folder>,
+}
+
+impl Builder {
+    fn new() -> Self {
+        Self { args: Vec::new(), env: Vec::new(), folder: Arc::new(Folder::new()) }
+    }
+
+    /// A flag with its value: `.flag("--slots", 1)`.
+    #[must_use]
+    pub fn flag(self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.arg(format!("{name}={value}"))
+    }
+
+    /// One word of the command line.
+    #[must_use]
+    pub fn arg(mut self, word: impl Into<OsString>) -> Self {
+        self.args.push(word.into());
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Offers `image: host`.
+    #[must_use]
+    pub fn host_image(self) -> Self {
+        self.arg("--allow-host-image")
+    }
+
+    /// Lets the daemon pull from a registry of the tests, which speaks no TLS and is on loopback.
+    #[must_use]
+    pub fn registry(self, registry: &Registry) -> Self {
+        self.flag("--insecure-registry", registry.host())
+    }
+
+    /// The daemon's data directory, before and after its life.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Starts the daemon and waits until it listens.
+    #[track_caller]
+    pub fn start(self) -> Daemon {
+        let process = self.spawn();
+        let address = process.wait_for_line("where it listens", START_BOUND, |line| {
+            line.strip_prefix("listening on http://")?.parse().ok()
+        });
+        let launcher = within(Duration::from_secs(5), "a launcher below the daemon", || {
+            host::children(process.pid()).first().copied()
+        });
+        Daemon { process, address, launcher, builder: self }
+    }
+
+    /// Starts the daemon without waiting, for tests in which it refuses to start.
+    #[track_caller]
+    pub fn spawn(&self) -> Process {
+        let mut command = Command::new(sandglass());
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(self.data_dir())
+            .args(&self.args);
+        // What a developer has logged in to is nothing for a test.
+        command.env("SANDGLASS_DOCKER_CONFIG", "").env("SANDGLASS_LOG_FORMAT", "text");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        Process::start("sandglass serve", command)
+    }
+}
+
+/// A running daemon. Dropping it stops it as an operator would, and waits.
+#[derive(Debug)]
+pub struct Daemon {
+    // Before the builder, whose folder must outlive the process.
+    process: Process,
+    address: SocketAddr,
+    launcher: i32,
+    builder: Builder,
+}
+
+impl Daemon {
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// A daemon with the host image and nothing else set.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::builder().host_image().start()
+    }
+
+    /// A daemon that pulls from `registry`.
+    #[track_caller]
+    pub fn with_registry(registry: &Registry) -> Self {
+        Self::builder().registry(registry).start()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.builder.data_dir()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    pub fn launcher_pid(&self) -> i32 {
+        self.launcher
+    }
+
+    /// Everything that it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What of this daemon can be seen on the host now, to be compared later.
+    pub fn host(&self) -> Host {
+        Host::observe(self)
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> Request {
+        Request::new(self.address, method, path)
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        self.request("GET", path).send()
+    }
+
+    #[track_caller]
+    pub fn delete(&self, path: &str) -> Response {
+        self.request("DELETE", path).send()
+    }
+
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        self.request("POST", path).json(body).send()
+    }
+
+    /// Runs a command, expects that the run took place, and returns it.
+    #[track_caller]
+    pub fn run(&self, body: &Value) -> Value {
+        self.post("/runs", body).expect(200)
+    }
+
+    /// Starts a run and comes back at once with its id.
+    #[track_caller]
+    pub fn run_async(&self, body: &Value) -> String {
+        let request = self.request("POST", "/runs").header("Prefer", "respond-async");
+        let run = request.json(body).send().expect(202);
+        run["id"].as_str().expect("a run has an id").to_owned()
+    }
+
+    /// A run as it stands.
+    #[track_caller]
+    pub fn show(&self, id: &str) -> Value {
+        self.get(&format!("/runs/{id}")).expect(200)
+    }
+
+    /// Waits until a run is in that state.
+    #[track_caller]
+    pub fn wait_for_state(&self, id: &str, state: &str) -> Value {
+        within(Duration::from_secs(60), &format!("run {id} in state {state}"), || {
+            let run = self.show(id);
+            (run["state"] == state).then_some(run)
+        })
+    }
+
+    /// The value of one metric, with its labels written exactly as in `/metrics`; 0 if it is not there.
+    #[track_caller]
+    pub fn metric(&self, name_and_labels: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let value = text.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a metric's value is a number"))
+    }
+
+    /// SIGTERM, and its end.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.process.stop()
+    }
+
+    /// SIGKILL: it gets no chance to clean up.
+    #[track_caller]
+    pub fn kill9(&mut self) -> ExitStatus {
+        self.process.kill9()
+    }
+
+    /// Starts it again on the same folders, after stopping it if it still runs. The port is another.
+    #[track_caller]
+    pub fn restart(mut self) -> Self {
+        if self.process.try_wait().is_none() {
+            self.stop();
+        }
+        self.builder.clone().start()
+    }
+}

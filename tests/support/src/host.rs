@@ -1,0 +1,217 @@
+//! An eye on the host: what a daemon and its runs have left there. Tests run side by side, so only
+//! what belongs to one daemon is counted: its descendants, its cgroups, its launcher's mounts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::Daemon;
+
+/// Mounts and cgroups may follow the answer; not for longer than this.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+
+/// What was seen of one daemon at one moment.
+#[derive(Debug)]
+pub struct Host {
+    server: i32,
+    launcher: i32,
+    data_dir: PathBuf,
+    before: Sight,
+}
+
+/// Each kind of thing by a name that a person can look up.
+#[derive(Debug, PartialEq, Eq)]
+struct Sight(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl Host {
+    pub fn observe(daemon: &Daemon) -> Self {
+        let (server, launcher, data_dir) = (daemon.pid(), daemon.launcher_pid(), daemon.data_dir());
+        let before = Sight::now(server, launcher, &data_dir);
+        Self { server, launcher, data_dir, before }
+    }
+
+    /// Nothing of any run is left: waits a little, then panics with the difference.
+    #[track_caller]
+    pub fn assert_unchanged(&self) {
+        let started = Instant::now();
+        loop {
+            let now = Sight::now(self.server, self.launcher, &self.data_dir);
+            if now == self.before {
+                return;
+            }
+            let difference = now.difference(&self.before);
+            assert!(started.elapsed() < SETTLES_WITHIN, "the host has changed:\n{difference}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Sight {
+    fn now(server: i32, launcher: i32, data_dir: &Path) -> Self {
+        let processes = processes_of(server, launcher);
+        let named = processes.iter().map(|pid| format!("{pid} {}", command_line(*pid))).collect();
+        let namespaces = processes.iter().flat_map(|pid| namespaces(*pid)).collect();
+        let cgroups = cgroups_of(launcher).iter().map(|path| path.display().to_string()).collect();
+        Self(BTreeMap::from([
+            ("mounts of the host", lines("/proc/self/mountinfo")),
+            ("mounts of the launcher", lines(&format!("/proc/{launcher}/mountinfo"))),
+            ("descriptors of the launcher", descriptors(launcher)),
+            ("processes", named),
+            ("namespaces", namespaces),
+            ("cgroups", cgroups),
+            ("unfinished layers", unfinished_layers(data_dir)),
+        ]))
+    }
+
+    fn difference(&self, before: &Self) -> String {
+        let mut text = String::new();
+        for (kind, now) in &self.0 {
+            let was = &before.0[kind];
+            for (sign, item) in
+                now.difference(was).map(|i| ('+', i)).chain(was.difference(now).map(|i| ('-', i)))
+            {
+                text += &format!("{sign} {kind}: {item}\n");
+            }
+        }
+        text
+    }
+}
+
+/// The processes whose parent is `pid`.
+pub fn children(pid: i32) -> Vec<i32> {
+    parents().into_iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| child).collect()
+}
+
+/// Every process below `pid`, not itself among them.
+pub fn descendants(pid: i32) -> BTreeSet<i32> {
+    let parents = parents();
+    let mut found = BTreeSet::new();
+    let mut ask = vec![pid];
+    while let Some(parent) = ask.pop() {
+        for (child, _) in parents.iter().filter(|(_, above)| **above == parent) {
+            if found.insert(*child) {
+                ask.push(*child);
+            }
+        }
+    }
+    found
+}
+
+/// Every process inside the cgroups of that launcher's runs, whoever its parent is by now.
+pub fn in_cgroups_of(launcher: i32) -> BTreeSet<i32> {
+    let name = format!("sandglass-{launcher}");
+    let inside = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.lines().any(|line| line.split('/').any(|part| part == name))
+    };
+    pids().into_iter().filter(inside).collect()
+}
+
+/// Everything that lives because of a daemon: below it, below its launcher, or in a cgroup of its runs.
+pub fn processes_of(server: i32, launcher: i32) -> BTreeSet<i32> {
+    let mut all = descendants(server);
+    all.extend(descendants(launcher));
+    all.extend(in_cgroups_of(launcher));
+    all
+}
+
+/// The cgroup directories that a launcher has made, in every hierarchy.
+pub fn cgroups_of(launcher: i32) -> BTreeSet<PathBuf> {
+    let name = format!("sandglass-{launcher}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        if let (true, Some(point)) = (right.starts_with("cgroup"), left.split(' ').nth(4)) {
+            let mut all = Vec::new();
+            folders_below(Path::new(point), &mut all);
+            found.extend(all.into_iter().filter(|path| path.iter().any(|part| *part == *name)));
+        }
+    }
+    found
+}
+
+/// The command line of a process, for people.
+pub fn command_line(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
+}
+
+/// The user ids of a process: real, effective, saved, file system.
+pub fn uids(pid: i32) -> Vec<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// What each open descriptor of a process refers to, numbered.
+pub fn descriptors(pid: i32) -> BTreeSet<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let target = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        format!("{} {}", entry.file_name().display(), target.display())
+    };
+    entries.map(target).collect()
+}
+
+fn pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").expect("list /proc").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn parents() -> BTreeMap<i32, i32> {
+    let parent = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold anything, brackets and spaces too.
+        let fields = stat.rsplit_once(')')?.1;
+        fields.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids().into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect()
+}
+
+fn namespaces(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/ns")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+}
+
+fn lines(path: &str) -> BTreeSet<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+fn folders_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+            folders_below(&entry.path(), found);
+        }
+    }
+}
+
+/// What stands in the layer store and is neither a layer nor the store's own furniture.
+fn unfinished_layers(data_dir: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for folder in ["layers/tmp", "layers/trash"] {
+        for entry in fs::read_dir(data_dir.join(folder)).into_iter().flatten().flatten() {
+            found.insert(entry.path().display().to_string());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_seen_while_it_lives() {
+        let this = std::process::id() as i32;
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(children(this).contains(&pid) && descendants(this).contains(&pid));
+        assert_eq!(uids(pid).len(), 4);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!children(this).contains(&pid));
+    }
+}

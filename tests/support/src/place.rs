@@ -1,0 +1,52 @@
+//! Where things are and where tests put theirs.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// `target/`, whatever it is called here: the folder above the profile's in which this test was built.
+pub fn target() -> PathBuf {
+    let folder = programs();
+    let marker = |folder: &&Path| folder.join("CACHEDIR.TAG").exists();
+    // With a named target there is one folder between, which cargo marks as well: the outermost counts.
+    folder.ancestors().filter(marker).last().unwrap_or(&folder).to_owned()
+}
+
+/// Where cargo has put the programs that belong to this test: beside its `deps`.
+pub(crate) fn programs() -> PathBuf {
+    let this = std::env::current_exe().expect("find this program");
+    let folder = this.parent().expect("this program is in a folder");
+    let beside =
+        if folder.ends_with("deps") { folder.parent().expect("deps is in a folder") } else { folder };
+    beside.to_owned()
+}
+
+/// A folder of a test's own that others may pass through, because the server is not root. It goes with this value.
+#[derive(Debug)]
+pub struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("sandglass-test-")
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()
+            .expect("make a folder");
+        Self(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The folder's path with something behind it.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+}
+
+impl Default for Folder {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,76 @@
+//! The images that most tests use, made once from Debian packages and kept in `target/images`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::json;
+
+use crate::{Compression, Image, Layer, Registry, target, tool};
+
+/// To be raised whenever what is made below changes.
+const EDITION: &str = "1";
+
+/// The storage of a registry that has the stock images, made if it is not there yet.
+pub fn registry() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(make).clone()
+}
+
+fn make() -> PathBuf {
+    let place = target().join("images");
+    fs::create_dir_all(&place).expect("make a folder for images");
+    let lock = File::create(place.join("lock")).expect("open the images' lock");
+    // Whoever comes second waits, and finds it done.
+    let _lock =
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("lock the images");
+    let done = place.join(format!("registry-{EDITION}"));
+    if !done.exists() {
+        let half_done = place.join("unfinished");
+        let _ = fs::remove_dir_all(&half_done);
+        fill(&half_done);
+        fs::rename(half_done.join("storage"), &done).expect("keep the images");
+        let _ = fs::remove_dir_all(&half_done);
+    }
+    done
+}
+
+fn fill(place: &Path) {
+    let storage = place.join("storage");
+    fs::create_dir_all(&storage).expect("make a folder for images");
+    let registry = Registry::on(&storage);
+    for (tag, compression) in
+        [("latest", Compression::Gzip), ("zstd", Compression::Zstd), ("plain", Compression::None)]
+    {
+        registry.push("busybox", tag, &Image::busybox_as(compression));
+    }
+    let tar = place.join("python.tar");
+    bootstrap(&tar);
+    let layer =
+        Layer::from_file(Compression::Gzip, &tar, &place.join("python.tar.gz")).expect("compress an image");
+    let image = Image::new([layer])
+        .set(
+            "Env",
+            json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]),
+        )
+        .set("Cmd", json!(["python3"]));
+    registry.push("python", "3", &image);
+}
+
+/// A small Debian with Python and a C compiler.
+fn bootstrap(tar: &Path) {
+    let mut command = Command::new(tool("mmdebstrap"));
+    command.args(["--quiet", "--mode=root", "--variant=minbase", "--format=tar"]);
+    command.arg("--include=python3,gcc,libc6-dev");
+    // Images bring no device nodes; each run gets its own.
+    command.args(["--skip=output/dev,output/mknod"]);
+    for part in ["doc", "info", "locale", "man"] {
+        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{part}/*"));
+    }
+    command.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/cache/apt/*.bin");
+    command.arg("bookworm").arg(tar).stdin(Stdio::null());
+    let status = command.status().expect("start mmdebstrap");
+    assert!(status.success(), "mmdebstrap could not make the Python image: {status}");
+}
