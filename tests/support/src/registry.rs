@@ -264,6 +264,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_stock_images_are_served_and_every_download_is_counted() {
+        let registry = Registry::start();
+        for (repository, tag) in
+            [("busybox", "latest"), ("busybox", "zstd"), ("busybox", "plain"), ("python", "3")]
+        {
+            let layers = registry.layers_of(repository, tag);
+            assert_eq!(layers.len(), 1, "{repository}:{tag}");
+            assert_eq!(registry.downloads(&layers[0]), 0, "{repository}:{tag}");
+            let path = format!("/v2/{repository}/blobs/{}", layers[0]);
+            let blob = registry.request("GET", &path).send();
+            assert_eq!(crate::image::digest(&blob.body), layers[0]);
+            crate::until("the download in the log", || registry.downloads(&layers[0]) == 1);
+        }
+    }
+
+    #[test]
+    fn a_registry_that_asks_lets_nobody_else_in() {
+        let registry = Registry::that_asks();
+        assert_eq!(registry.request("GET", "/v2/").send().status, 200);
+        assert_eq!(Request::new(registry.address(), "GET", "/v2/").send().status, 401);
+    }
+
+    #[test]
     fn the_access_log_is_told_from_the_rest() {
         let line = r#"127.0.0.1 - - [24/Nov/2026:00:00:00 +0000] "GET /v2/a/blobs/sha256:ab HTTP/1.1" 200 3 "" "x/1""#;
         let seen = Seen { method: "GET".into(), path: "/v2/a/blobs/sha256:ab".into(), status: 200 };
