@@ -1,0 +1,14 @@
+//! The daemon: HTTP in, HTTP out, and the wiring between the rooms that do the work.
+
+pub mod cli;
+pub mod config;
+
+pub mod start;
+
+pub mod posture;
+pub mod privilege;
+
+pub mod http;
+
+pub mod layers;
+pub mod telemetry;

@@ -1,0 +1,80 @@
+//! `sandglass doctor`: what this machine offers, what is missing, what that costs and how to get it.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use sandbox::protocol::{Hello, WallState};
+
+use super::flags::ConfigFlags;
+use super::local;
+use crate::{posture, privilege};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    config: ConfigFlags<false>,
+}
+
+/// Success if a server would start here with nothing missing.
+pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    // A running server owns its store; the one beside it is on the same file system and tells the same.
+    let config = local::free_store(arguments.config.load()?);
+    println!("version   {}", env!("CARGO_PKG_VERSION"));
+    println!("data      {}", config.data_dir.display());
+    println!("launcher  {}", config.launcher.display());
+    privilege::prepare_folders(&config, None)?;
+    let hello = match posture::start_launcher(&config) {
+        Ok((_, hello)) => hello,
+        Err(error) => {
+            println!("\nno run can be started here: {error:#}");
+            if let Some(advice) = advice() {
+                println!("{advice}");
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    show(&hello);
+    if let Err(error) = posture::check(&hello, &[]) {
+        println!("\n{error:#}");
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("\nevery wall stands and every limit can be enforced");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(hello: &Hello) {
+    println!("kernel    {}", hello.kernel);
+    println!("cgroups   {}", hello.cgroup);
+    println!("ids       {} for each of {} runs at once\n", hello.id_width, hello.max_runs);
+    let colour = std::io::stdout().is_terminal();
+    for wall in &hello.walls {
+        let (word, code) = match wall.state {
+            WallState::Up => ("up", 32),
+            WallState::Weaker => ("weaker", 33),
+            WallState::Down => ("DOWN", 31),
+        };
+        let word = if colour { format!("\x1b[{code}m{word:6}\x1b[0m") } else { format!("{word:6}") };
+        println!("{word}  {:14}  {}", wall.name, wall.detail);
+    }
+    for limit in &hello.not_enforced {
+        println!("DOWN    {limit:14}  the limit can't be enforced on this machine");
+    }
+}
+
+/// The most common reason, in words.
+fn advice() -> Option<&'static str> {
+    let setting = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    if nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        return Some(
+            "this kernel keeps user namespaces from programs without an AppArmor profile: start as root, or set \
+             kernel.apparmor_restrict_unprivileged_userns=0",
+        );
+    }
+    if setting("/proc/sys/user/max_user_namespaces") == "0" {
+        return Some("user namespaces are switched off: set user.max_user_namespaces, or start as root");
+    }
+    Some("you are not root: start as root, or see the manual about running without it")
+}

@@ -1,0 +1,61 @@
+//! The command line: one file for each subcommand.
+
+pub mod flags;
+
+pub mod doctor;
+pub mod images;
+pub mod openapi;
+pub mod pull;
+pub mod run;
+pub mod serve;
+
+mod local;
+mod passthrough;
+mod run_spec;
+mod stdin;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs one command of one OCI image in one fresh sandbox, with a limit on everything, and says exactly how it ended.
+#[derive(Debug, Parser)]
+#[command(name = "sandglass", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the HTTP API
+    Serve(serve::Arguments),
+    /// Run one command of one image here and now, without a server
+    Run(run::Arguments),
+    /// Fetch an image into this machine's store
+    Pull(pull::Arguments),
+    /// List the images of this machine's store
+    Images(images::Arguments),
+    /// Say what this machine's kernel offers, what is missing and how to get it
+    Doctor(doctor::Arguments),
+    /// Print the OpenAPI document
+    Openapi(openapi::Arguments),
+}
+
+impl Cli {
+    pub fn execute(self) -> ExitCode {
+        let result = match self.command {
+            Command::Serve(arguments) => serve::main(&arguments),
+            // Its codes are the program's, so ours is one of its own.
+            Command::Run(arguments) => return run::main(&arguments),
+            Command::Pull(arguments) => pull::main(&arguments),
+            Command::Images(arguments) => images::main(&arguments),
+            Command::Doctor(arguments) => doctor::main(&arguments),
+            Command::Openapi(arguments) => openapi::main(&arguments),
+        };
+        result.unwrap_or_else(|error| {
+            eprintln!("sandglass: {error:#}");
+            ExitCode::FAILURE
+        })
+    }
+}

@@ -1,0 +1,40 @@
+//! `sandglass serve`: flags → config → listener → launcher → drop privilege → runtime → serve → drain.
+
+use std::process::ExitCode;
+
+use super::flags::ConfigFlags;
+use crate::http::serve::Listener;
+use crate::privilege::Identity;
+use crate::{posture, privilege, start, telemetry};
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Print the configuration that would be used, as TOML, and stop
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    config: ConfigFlags<true>,
+}
+
+pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let config = arguments.config.load()?;
+    if arguments.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    telemetry::start_log(config.log_format, &config.log)?;
+    let listener = Listener::bind(&config.listen_at()?)?;
+
+    // Everything that needs privilege, while this process has one thread.
+    let identity = Identity::to_become(&config.user);
+    privilege::prepare_folders(&config, identity)?;
+    let docker = privilege::docker_folder(&config, identity)?;
+    let (launcher, hello) = posture::start_launcher(&config)?;
+    posture::check(&hello, &config.allow_degraded)?;
+    identity.map_or(Ok(()), Identity::assume)?;
+    privilege::forbid_new_privileges()?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker))?;
+    Ok(end.into())
+}

@@ -1,0 +1,384 @@
+//! Everything that an operator can set, with every default visible. Built once, in layers:
+//! the defaults, then the file, then `SANDGLASS_…` in the environment, then flags of the same names.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use run::{Limits, Maxima};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+macro_rules! config {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
+        /// The whole configuration. A name that is not here is refused, so that a typo is found.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $($(#[doc = $doc])+ pub $name: $type,)*
+            /// What a run may use when its request does not say.
+            pub limits: Limits,
+            /// The most that a request may ask for.
+            pub maxima: Maxima,
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                let (limits, maxima) = default_limits();
+                Self { $($name: $default,)* limits, maxima }
+            }
+        }
+
+        /// Every setting outside the tables `limits` and `maxima`, with its words.
+        pub const SETTINGS: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)*];
+    };
+}
+
+config! {
+    /// Where to listen: an address with a port (0 picks a free one), or `unix:/path`
+    listen: String = "127.0.0.1:8080".into();
+    /// Where images are kept
+    data_dir: PathBuf = default_data_dir();
+    /// The program that starts sandboxes
+    launcher: PathBuf = beside_this_program("sandglass-launcher");
+    /// The cgroup under which runs get theirs; empty: found by itself
+    cgroup_parent: String = String::new();
+    /// The user that the server becomes when it is started as root; a fixed number if there is none
+    user: String = "sandglass".into();
+    /// How many runs go at once
+    slots: usize = std::thread::available_parallelism().map_or(1, usize::from);
+    /// How many runs may wait for a slot
+    queue_capacity: usize = 1024;
+    /// How many finished runs are remembered
+    kept_runs: usize = 10_000;
+    /// How much output of finished runs is remembered, in bytes
+    kept_bytes: u64 = 256 * 1024 * 1024;
+    /// How long a finished run is remembered, in seconds
+    kept_for_s: u64 = 3600;
+    /// How long running runs may go on once the server is told to stop, in milliseconds
+    drain_deadline_ms: u64 = 30_000;
+    /// The largest body of a request, in bytes
+    body_bytes_max: usize = 32 * 1024 * 1024;
+    /// How much all bodies that are being read may hold together, in bytes
+    bodies_bytes_max: usize = 256 * 1024 * 1024;
+    /// How long a client may take to send a body, in milliseconds
+    body_timeout_ms: u64 = 30_000;
+    /// How long a client may take to send the headers, in milliseconds
+    header_timeout_ms: u64 = 10_000;
+    /// How many connections are open at once
+    connections_max: usize = 4096;
+    /// The longest that a request may ask to wait with `Prefer: wait=N`, in seconds
+    wait_max_s: u64 = 600;
+    /// Names other than `localhost` under which clients may reach the server
+    allowed_hosts: Vec<String> = Vec::new();
+    /// Origins of web pages that may use the server, such as `https://example.org`
+    allowed_origins: Vec<String> = Vec::new();
+    /// Offer `image: host`: this machine's own `/usr`, read-only
+    allow_host_image: bool = false;
+    /// Listen on an address that others can reach, although anybody may then run code here
+    allow_open_network: bool = false;
+    /// Walls and limits that may be missing; the server refuses to start without the others
+    allow_degraded: Vec<String> = Vec::new();
+    /// Registries that are spoken to without TLS, as `host:port`
+    insecure_registry: Vec<String> = Vec::new();
+    /// Registries on private addresses that may be spoken to, as `host:port`
+    private_registry: Vec<String> = Vec::new();
+    /// The only registries or repositories that may be pulled from; empty: any
+    allow_registry: Vec<String> = Vec::new();
+    /// Docker's file with registry credentials; empty: none
+    docker_config: String = default_docker_config();
+    /// How long one pull may take, in milliseconds
+    pull_timeout_ms: u64 = 600_000;
+    /// `json`, `text`, or `auto`: text in a terminal
+    log_format: LogFormat = LogFormat::Auto;
+    /// What is logged: `error`, `warn`, `info`, `debug`, or a list such as `info,engine=debug`
+    log: String = "info".into();
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Auto,
+    Json,
+    Text,
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Config {
+    /// Defaults < file < environment < flags; then everything is checked against everything.
+    pub fn load(
+        file: Option<&Path>,
+        env: &dyn Fn(&str) -> Option<String>,
+        flags: &Table,
+    ) -> anyhow::Result<Self> {
+        let mut table = Table::try_from(Config::default()).context("write down the defaults")?;
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            // Read alone first: its errors then name the line.
+            toml::from_str::<Config>(&text).with_context(|| format!("read {}", path.display()))?;
+            merge(&mut table, toml::from_str(&text)?);
+        }
+        merge(&mut table, from_environment(env)?);
+        merge(&mut table, flags.clone());
+        let config: Config = table.try_into().context("read the configuration")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.listen_at()?;
+        for (name, number) in [
+            ("slots", self.slots),
+            ("kept_runs", self.kept_runs),
+            ("body_bytes_max", self.body_bytes_max),
+            ("connections_max", self.connections_max),
+        ] {
+            ensure!(number > 0, "{name} must be more than 0");
+        }
+        ensure!(self.slots <= 100_000, "slots is {}; it must be at most 100000", self.slots);
+        ensure!(
+            self.body_bytes_max <= self.bodies_bytes_max && self.bodies_bytes_max <= u32::MAX as usize,
+            "bodies_bytes_max must be at least body_bytes_max and less than 4 GiB"
+        );
+        let request = run::LimitsRequest::default();
+        if let Err(bad) = request.resolve(&self.limits, &self.maxima) {
+            let words: Vec<_> = bad.iter().map(|bad| format!("limits.{bad}")).collect();
+            bail!("{}", words.join("; "));
+        }
+        Ok(())
+    }
+
+    pub fn listen_at(&self) -> anyhow::Result<Listen> {
+        if let Some(path) = self.listen.strip_prefix("unix:") {
+            ensure!(path.starts_with('/'), "listen is {:?}; the path must begin with /", self.listen);
+            return Ok(Listen::Unix(path.into()));
+        }
+        let numeric = self.listen.replace("localhost:", "127.0.0.1:");
+        let address: SocketAddr = numeric.parse().with_context(|| {
+            format!("listen is {:?}; it must be like 127.0.0.1:8080 or unix:/path", self.listen)
+        })?;
+        ensure!(
+            address.ip().is_loopback() || self.allow_open_network,
+            "{address} can be reached by others and no keys are set up: anybody could run code here; listen on \
+             127.0.0.1, or say --allow-open-network if something else keeps strangers out"
+        );
+        Ok(Listen::Tcp(address))
+    }
+
+    /// Where unpacked layers live; only the launcher can look inside.
+    pub fn layers_dir(&self) -> PathBuf {
+        self.data_dir.join("layers")
+    }
+
+    /// Where the server writes down which images it has.
+    pub fn records_dir(&self) -> PathBuf {
+        self.data_dir.join("records")
+    }
+
+    pub fn drain_deadline(&self) -> Duration {
+        Duration::from_millis(self.drain_deadline_ms)
+    }
+}
+
+/// Every name that can be set, with its default: `slots`, `limits.wall_time_ms`…
+pub fn leaves() -> Vec<(String, Value)> {
+    let mut leaves = Vec::new();
+    for (name, value) in Table::try_from(Config::default()).unwrap_or_default() {
+        match value {
+            Value::Table(inner) => {
+                leaves.extend(inner.into_iter().map(|(leaf, value)| (format!("{name}.{leaf}"), value)));
+            }
+            value => leaves.push((name, value)),
+        }
+    }
+    leaves
+}
+
+/// `limits.wall_time_ms` is `SANDGLASS_LIMITS_WALL_TIME_MS` in the environment.
+pub fn environment_name(leaf: &str) -> String {
+    format!("SANDGLASS_{}", leaf.replace('.', "_").to_uppercase())
+}
+
+/// A value as somebody typed it, read as what its default is.
+pub fn read_value(leaf: &str, default: &Value, text: &str) -> anyhow::Result<Value> {
+    let value = match default {
+        Value::Boolean(_) => match text {
+            "true" | "1" | "yes" => Value::Boolean(true),
+            "false" | "0" | "no" | "" => Value::Boolean(false),
+            _ => bail!("{leaf} is {text:?}; it must be true or false"),
+        },
+        Value::Integer(_) => Value::Integer(
+            text.parse().with_context(|| format!("{leaf} is {text:?}; it must be a whole number"))?,
+        ),
+        Value::Float(_) => {
+            Value::Float(text.parse().with_context(|| format!("{leaf} is {text:?}; it must be a number"))?)
+        }
+        Value::Array(_) => {
+            let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+            Value::Array(words.map(|word| Value::String(word.into())).collect())
+        }
+        _ => Value::String(text.into()),
+    };
+    Ok(value)
+}
+
+/// Puts one leaf into a table of settings.
+pub fn set(table: &mut Table, leaf: &str, value: Value) {
+    match leaf.split_once('.') {
+        None => {
+            table.insert(leaf.into(), value);
+        }
+        Some((outer, inner)) => {
+            let entry = table.entry(outer).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(nested) = entry {
+                nested.insert(inner.into(), value);
+            }
+        }
+    }
+}
+
+fn from_environment(env: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Table> {
+    let mut table = Table::new();
+    for (leaf, default) in leaves() {
+        let name = environment_name(&leaf);
+        if let Some(text) = env(&name) {
+            set(&mut table, &leaf, read_value(&name, &default, &text)?);
+        }
+    }
+    Ok(table)
+}
+
+fn merge(below: &mut Table, above: Table) {
+    for (name, value) in above {
+        match (below.get_mut(&name), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                below.insert(name, value);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- defaults that depend on the machine
+
+/// Memory for one run is bounded by three quarters of what the machine has.
+fn default_limits() -> (Limits, Maxima) {
+    let host_bytes = host_memory_bytes().unwrap_or(1 << 30);
+    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, ..Maxima::default() };
+    let standard = Limits::default();
+    let limits = Limits { memory_bytes: standard.memory_bytes.min(maxima.memory_bytes), ..standard };
+    (limits, maxima)
+}
+
+fn host_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.strip_prefix("MemTotal:")?.split_whitespace().next()?;
+    kib.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// One place for the machine's images when we may write there, else one of the user's own.
+fn default_data_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return "/var/lib/sandglass".into();
+    }
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(|| "/var/lib".into()).join("sandglass")
+}
+
+fn default_docker_config() -> String {
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
+    folder.map(|folder| folder.join("config.json").display().to_string()).unwrap_or_default()
+}
+
+fn beside_this_program(name: &str) -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.parent()?.join(name)))
+        .unwrap_or_else(|| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, env: &[(&str, &str)], flags: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("sandglass.toml");
+        std::fs::write(&path, file)?;
+        let env = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Config::load(Some(&path), &env, &toml::from_str(flags)?)
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        let file = "slots = 1\nqueue_capacity = 1\nkept_runs = 1\n[limits]\nprocesses = 7";
+        let env = [("SANDGLASS_SLOTS", "2"), ("SANDGLASS_KEPT_RUNS", "2"), ("SANDGLASS_LIMITS_CPUS", "0.5")];
+        let config = load(file, &env, "slots = 3").unwrap();
+        assert_eq!((config.slots, config.kept_runs, config.queue_capacity), (3, 2, 1));
+        assert_eq!((config.limits.processes, config.limits.cpus), (7, 0.5));
+        assert_eq!(config.limits.wall_time_ms, Limits::default().wall_time_ms);
+    }
+
+    #[test]
+    fn a_mistake_is_refused_by_name() {
+        for (file, env, flags, words) in [
+            ("slot = 1", &[][..], "", "unknown field `slot`"),
+            ("[limits]\nmemory = 1", &[], "", "unknown field `memory`"),
+            ("slots = 'two'", &[], "", "invalid type"),
+            ("", &[("SANDGLASS_SLOTS", "two")], "", "SANDGLASS_SLOTS is \"two\""),
+            ("", &[("SANDGLASS_ALLOW_HOST_IMAGE", "maybe")], "", "must be true or false"),
+            ("", &[], "slots = 0", "slots must be more than 0"),
+            ("", &[], "listen = 'here'", "listen is \"here\""),
+            ("", &[], "listen = '0.0.0.0:80'", "--allow-open-network"),
+            ("[limits]\nwall_time_ms = 400000", &[], "", "limits.wall_time_ms is 400000"),
+        ] {
+            let error = format!("{:#}", load(file, env, flags).unwrap_err());
+            assert!(error.contains(words), "{file} {flags}: {error}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_as_people_write_them() {
+        for (text, listen) in [
+            ("127.0.0.1:0", Listen::Tcp("127.0.0.1:0".parse().unwrap())),
+            ("localhost:80", Listen::Tcp("127.0.0.1:80".parse().unwrap())),
+            ("[::1]:80", Listen::Tcp("[::1]:80".parse().unwrap())),
+            ("unix:/run/s.sock", Listen::Unix("/run/s.sock".into())),
+        ] {
+            let config = Config { listen: text.into(), ..Config::default() };
+            assert_eq!(config.listen_at().unwrap(), listen, "{text}");
+        }
+        let open = Config { listen: "0.0.0.0:80".into(), allow_open_network: true, ..Config::default() };
+        assert!(open.listen_at().is_ok());
+    }
+
+    #[test]
+    fn every_setting_has_its_words_and_every_default_can_be_written_down() {
+        let leaves = leaves();
+        let mut names: Vec<_> =
+            leaves.iter().map(|(leaf, _)| leaf.as_str()).filter(|l| !l.contains('.')).collect();
+        let mut settings: Vec<_> = SETTINGS.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        settings.sort_unstable();
+        assert_eq!(names, settings);
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn lists_are_written_with_commas() {
+        let env = [("SANDGLASS_INSECURE_REGISTRY", "a:1, b:2"), ("SANDGLASS_ALLOW_HOST_IMAGE", "1")];
+        let config = load("", &env, "").unwrap();
+        assert_eq!(config.insecure_registry, ["a:1", "b:2"]);
+        assert!(config.allow_host_image);
+    }
+}

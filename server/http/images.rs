@@ -1,0 +1,171 @@
+//! The images that the server has, and can be told to fetch or to forget.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use image::{ImageError, ImageInfo};
+use jiff::Timestamp;
+use run::Pull;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::App;
+use super::body::JsonBody;
+use super::fields::Fields;
+use super::problem::{self, Document, Problem};
+use super::query::PathText;
+
+/// One image of the store.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Image)]
+pub struct ImageReply {
+    #[schema(example = "docker.io/library/alpine:latest")]
+    reference: String,
+    #[schema(example = "sha256:…")]
+    digest: String,
+    #[schema(example = "linux/amd64")]
+    platform: String,
+    layers: usize,
+    /// Of the layers as they were downloaded.
+    compressed_bytes: u64,
+    /// Of the files of all layers, shared ones included.
+    bytes: u64,
+    #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "super::reply::time")]
+    pulled_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "super::reply::time")]
+    last_used_at: Timestamp,
+    /// Whether a run is using it.
+    in_use: bool,
+}
+
+impl From<ImageInfo> for ImageReply {
+    fn from(info: ImageInfo) -> Self {
+        let ImageInfo {
+            reference,
+            digest,
+            platform,
+            layers,
+            compressed_bytes,
+            bytes,
+            pulled_at,
+            last_used_at,
+            in_use,
+        } = info;
+        Self { reference, digest, platform, layers, compressed_bytes, bytes, pulled_at, last_used_at, in_use }
+    }
+}
+
+/// Every image of the store.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImageList {
+    images: Vec<ImageReply>,
+}
+
+/// Which image to fetch.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"image": "alpine"}))]
+pub struct PullImage {
+    /// An OCI reference as Docker users write it.
+    #[schema(min_length = 1, max_length = 512)]
+    image: String,
+    /// `always` (the default here) asks the registry whether the image has changed.
+    pull: Option<Pull>,
+}
+
+impl PullImage {
+    fn read(body: Value) -> Result<Self, Problem> {
+        let mut bad = Vec::new();
+        let mut request = None;
+        if let Some(mut fields) = Fields::open("", body, &mut bad) {
+            let before = fields.complaints();
+            let image = fields.text("image");
+            if image.is_none() && fields.complaints() == before {
+                fields.refuse("image", "is required");
+            }
+            let choices = [("always", Pull::Always), ("missing", Pull::Missing), ("never", Pull::Never)];
+            let pull = fields.choice("pull", &choices);
+            request = image.map(|image| Self { image, pull });
+            fields.finish();
+        }
+        if let Some(request) = &request {
+            super::create_run::check_image(&request.image, &mut bad);
+        }
+        request.filter(|_| bad.is_empty()).ok_or_else(|| Problem::invalid(bad))
+    }
+}
+
+/// Lists the images of the store, the most recently used first.
+#[utoipa::path(get, path = "/images", operation_id = "list_images", tag = "images",
+    responses((status = 200, description = "Every image", body = ImageList)))]
+pub async fn list(State(app): State<Arc<App>>) -> Json<ImageList> {
+    Json(ImageList { images: app.images.list().into_iter().map(Into::into).collect() })
+}
+
+/// Fetches an image ahead of its first run and answers when it is here.
+#[utoipa::path(post, path = "/images", operation_id = "pull_image", tag = "images", request_body = PullImage,
+    responses(
+        (status = 200, description = "The image is here", body = ImageReply),
+        (status = 422, description = "A value is bad, or the image does not exist or is not allowed", body = Document,
+         content_type = "application/problem+json"),
+        (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "The server is stopping, or its disk is full", body = Document,
+         content_type = "application/problem+json"),
+        (status = 504, description = "The pull took too long", body = Document,
+         content_type = "application/problem+json")))]
+pub async fn pull(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<ImageReply>, Problem> {
+    let request = PullImage::read(body.value)?;
+    if app.engine.is_draining() {
+        return Err(problem::DRAINING.problem());
+    }
+    let lease = app.images.acquire(&request.image, request.pull.unwrap_or(Pull::Always)).await?;
+    if lease.reference == "host" {
+        return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
+    }
+    Ok(Json(app.images.get(&lease.reference)?.into()))
+}
+
+/// Shows one image of the store.
+#[utoipa::path(get, path = "/images/{*reference}", operation_id = "get_image", tag = "images",
+    params(("reference" = String, Path, description = "The rest of the path; slashes may be written as `%2F`",
+            example = "alpine")),
+    responses((status = 200, description = "The image", body = ImageReply),
+              (status = 404, description = "The store has no such image", body = Document,
+               content_type = "application/problem+json")))]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    PathText(reference): PathText,
+) -> Result<Json<ImageReply>, Problem> {
+    Ok(Json(app.images.get(&reference).map_err(|error| not_stored(&reference, error))?.into()))
+}
+
+/// Forgets one image; what runs still use stays until they have ended.
+#[utoipa::path(delete, path = "/images/{*reference}", operation_id = "delete_image", tag = "images",
+    params(("reference" = String, Path, description = "The rest of the path; slashes may be written as `%2F`",
+            example = "alpine")),
+    responses((status = 204, description = "The image is forgotten"),
+              (status = 404, description = "The store has no such image", body = Document,
+               content_type = "application/problem+json")))]
+pub async fn remove(
+    State(app): State<Arc<App>>,
+    PathText(reference): PathText,
+) -> Result<StatusCode, Problem> {
+    app.images.remove(&reference).await.map_err(|error| not_stored(&reference, error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A name that can't be an image's is in no store either.
+fn not_stored(reference: &str, error: ImageError) -> Problem {
+    match error {
+        ImageError::NotPresent { .. } | ImageError::NotFound { .. } | ImageError::BadReference { .. } => {
+            let shown: String = reference.chars().filter(|c| !c.is_control()).take(200).collect();
+            problem::IMAGE_NOT_STORED.detail(format!("the store has no image {shown}"))
+        }
+        other => other.into(),
+    }
+}

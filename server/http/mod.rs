@@ -1,0 +1,48 @@
+//! HTTP: what clients say becomes a [`run::RunSpec`], what became of it becomes JSON. Handlers
+//! translate; they don't think.
+
+pub mod router;
+
+pub mod layers;
+
+pub mod runs;
+
+pub mod images;
+
+pub mod health;
+
+pub mod body;
+pub mod create_run;
+pub mod docs;
+pub mod errors;
+pub mod fields;
+pub mod json;
+pub mod prefer;
+pub mod problem;
+pub mod query;
+pub mod reply;
+pub mod serve;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::Engine;
+use image::Images;
+use sandbox::protocol::Hello;
+
+use crate::config::Config;
+use crate::telemetry::Telemetry;
+
+/// What every handler can reach.
+#[derive(Debug)]
+pub struct App {
+    pub config: Config,
+    pub engine: Engine,
+    pub images: Images,
+    pub hello: Hello,
+    pub telemetry: Arc<Telemetry>,
+    pub allowed: create_run::Allowed,
+    pub bodies: body::BodyLimits,
+    /// `openapi.json`, written once.
+    pub openapi: Bytes,
+}

@@ -1,0 +1,38 @@
+//! The table of contents: every call of the API, and where it is handled.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::docs::ApiDoc;
+use super::{App, docs, health, images, layers, problem, runs};
+
+/// Every documented call.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .routes(routes!(runs::create, runs::list))
+        .routes(routes!(runs::get, runs::cancel))
+        .routes(routes!(images::list, images::pull))
+        .routes(routes!(images::get, images::remove))
+        .routes(routes!(health::info))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::explain))
+}
+
+/// The whole service.
+pub fn service(app: Arc<App>) -> Router {
+    let (calls, _) = routes().split_for_parts();
+    let router = calls
+        .route("/openapi.json", get(docs::openapi))
+        .merge(docs::page())
+        .fallback(async || problem::NOT_FOUND.problem())
+        .method_not_allowed_fallback(async || problem::METHOD_NOT_ALLOWED.problem())
+        .with_state(Arc::clone(&app));
+    layers::apply(router, &app)
+}

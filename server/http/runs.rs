@@ -1,0 +1,204 @@
+//! Runs: the reason for everything else.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use run::{Outcome, Run, RunId, RunState};
+use serde::Serialize;
+
+use super::App;
+use super::body::JsonBody;
+use super::create_run::CreateRun;
+use super::prefer::Prefer;
+use super::problem::{self, Document, Problem};
+use super::query::{Parameters, RunPath};
+use super::reply::{self, OutcomeName, RunReply};
+
+const LIST_DEFAULT: usize = 50;
+const LIST_MAX: usize = 500;
+
+/// Runs one command in a fresh sandbox and answers when it has ended.
+///
+/// Whatever the program did, a run that took place is `200`. With `Prefer: respond-async` the reply is
+/// `202` at once, with `Prefer: wait=N` after at most that many seconds; `GET` the `Location` for the end.
+/// A client that goes away while it waits without such a preference cancels its run.
+#[utoipa::path(post, path = "/runs", operation_id = "create_run", tag = "runs", request_body = CreateRun,
+    params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds")),
+    responses(
+        (status = 200, description = "The run took place; see `outcome`", body = RunReply,
+         headers(("Server-Timing" = String, description = "Where the time went"))),
+        (status = 202, description = "The run goes on; `GET` the `Location`", body = RunReply,
+         headers(("Location" = String, description = "The run's path"))),
+        (status = 422, description = "A value is bad, or the image does not exist or is not allowed",
+         body = Document, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full", body = Document, content_type = "application/problem+json",
+         headers(("Retry-After" = u64, description = "Seconds"))),
+        (status = 500, description = "The sandbox failed: our fault", body = Document,
+         content_type = "application/problem+json"),
+        (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),
+        (status = 503, description = "The server is stopping, or its disk is full", body = Document,
+         content_type = "application/problem+json"),
+        (status = 504, description = "The pull took too long", body = Document,
+         content_type = "application/problem+json")))]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    prefer: Prefer,
+    body: JsonBody,
+) -> Result<Response, Problem> {
+    let JsonBody { value, share } = body;
+    let spec = CreateRun::spec(value, &app.allowed)?;
+    let handle = app.engine.submit(spec)?;
+    let most_s = app.config.wait_max_s;
+    let Some(patience) = prefer.patience(most_s) else {
+        let leaving = handle.cancel_on_drop();
+        let run = handle.wait(None).await;
+        leaving.disarm();
+        return reply::finished(&run);
+    };
+    // What the request holds in memory counts for as long as the run has not ended.
+    let waiting = handle.clone();
+    tokio::spawn(async move {
+        waiting.wait(None).await;
+        drop(share);
+    });
+    let run = handle.wait(Some(patience)).await;
+    let reply = if run.state == RunState::Finished && !patience.is_zero() {
+        reply::finished(&run)?
+    } else {
+        accepted(&run)
+    };
+    Ok(prefer.applied(most_s, reply))
+}
+
+fn accepted(run: &Run) -> Response {
+    let mut reply = reply::run(StatusCode::ACCEPTED, run);
+    if let Ok(location) = HeaderValue::try_from(format!("/runs/{}", run.id)) {
+        reply.headers_mut().insert(header::LOCATION, location);
+    }
+    reply
+}
+
+/// Shows one run, in whatever state; with `Prefer: wait=N` as soon as it has ended, or after N seconds.
+#[utoipa::path(get, path = "/runs/{id}", operation_id = "get_run", tag = "runs",
+    params(("id" = String, Path, format = Uuid, description = "The run's id"),
+           ("Prefer" = Option<String>, Header, description = "`wait=N` in seconds")),
+    responses((status = 200, description = "The run", body = RunReply),
+              (status = 404, description = "There is no such run", body = Document,
+               content_type = "application/problem+json")))]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    RunPath(id): RunPath,
+    prefer: Prefer,
+    query: Parameters,
+) -> Result<Response, Problem> {
+    query.finish()?;
+    let Some(wait) = prefer.wait else { return show(app.engine.get(id)) };
+    let prefer = Prefer { respond_async: false, wait: Some(wait) };
+    let most_s = app.config.wait_max_s;
+    show(app.engine.wait(id, prefer.patience(most_s)).await).map(|reply| prefer.applied(most_s, reply))
+}
+
+fn show(run: Option<Arc<Run>>) -> Result<Response, Problem> {
+    run.map(|run| reply::run(StatusCode::OK, &run)).ok_or_else(|| problem::RUN_NOT_FOUND.problem())
+}
+
+/// Cancels a run and answers when every process of it is dead. One that has ended is left as it is.
+#[utoipa::path(delete, path = "/runs/{id}", operation_id = "cancel_run", tag = "runs",
+    params(("id" = String, Path, format = Uuid, description = "The run's id")),
+    responses((status = 200, description = "The run, which has ended", body = RunReply),
+              (status = 404, description = "There is no such run", body = Document,
+               content_type = "application/problem+json")))]
+pub async fn cancel(
+    State(app): State<Arc<App>>,
+    RunPath(id): RunPath,
+    query: Parameters,
+) -> Result<Response, Problem> {
+    query.finish()?;
+    show(app.engine.cancel(id).await)
+}
+
+/// Some of the server's runs, the newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = RunList)]
+pub struct RunListReply<'a> {
+    runs: Vec<RunReply<'a>>,
+    /// Where the next page begins: give it back as `cursor`. `null` where there is none.
+    next_cursor: Option<String>,
+}
+
+/// Lists runs, the newest first.
+#[utoipa::path(get, path = "/runs", operation_id = "list_runs", tag = "runs",
+    params(("state" = Option<RunState>, Query, description = "Only runs in this state"),
+           ("outcome" = Option<OutcomeName>, Query, description = "Only runs that ended so"),
+           ("image" = Option<String>, Query, description = "Only runs of this image"),
+           ("label" = Option<String>, Query, description = "Only runs with this label, as `key:value`"),
+           ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+           ("limit" = Option<usize>, Query, minimum = 1, maximum = 500, description = "50 if absent")),
+    responses((status = 200, description = "Runs", body = RunListReply),
+              (status = 422, description = "A parameter is bad", body = Document,
+               content_type = "application/problem+json")))]
+pub async fn list(State(app): State<Arc<App>>, mut query: Parameters) -> Result<Response, Problem> {
+    let limit = query.number("limit", 1..=LIST_MAX, LIST_DEFAULT);
+    let filter = Filter::read(&mut query);
+    query.finish()?;
+    // One more than asked for tells whether there is another page.
+    let mut runs = app.engine.list(limit + 1, |run| filter.matches(run));
+    let next_cursor = (runs.len() > limit).then(|| runs.truncate(limit)).and_then(|()| runs.last());
+    let next_cursor = next_cursor.map(|run| run.id.to_string());
+    let runs = runs.iter().map(|run| RunReply::from(&**run)).collect();
+    Ok(Json(RunListReply { runs, next_cursor }).into_response())
+}
+
+/// What `GET /runs` was asked to leave out.
+#[derive(Debug, Default)]
+struct Filter {
+    state: Option<RunState>,
+    outcome: Option<&'static str>,
+    image: Option<String>,
+    label: Option<(String, String)>,
+    before: Option<RunId>,
+}
+
+impl Filter {
+    fn read(query: &mut Parameters) -> Self {
+        let states = [
+            ("queued", RunState::Queued),
+            ("preparing", RunState::Preparing),
+            ("running", RunState::Running),
+            ("finished", RunState::Finished),
+        ];
+        let label = query.take("label").and_then(|text| match text.split_once(':') {
+            Some((key, value)) => Some((key.to_owned(), value.to_owned())),
+            None => {
+                query.refuse("label", "must be like key:value");
+                None
+            }
+        });
+        let before = query.take("cursor").and_then(|text| {
+            let id = text.parse().ok().map(RunId);
+            if id.is_none() {
+                query.refuse("cursor", "must be the `next_cursor` of an earlier page");
+            }
+            id
+        });
+        Self {
+            state: query.choice("state", &states),
+            outcome: query.choice("outcome", &Outcome::NAMES.map(|name| (name, name))),
+            image: query.take("image"),
+            label,
+            before,
+        }
+    }
+
+    fn matches(&self, run: &Run) -> bool {
+        let outcome = run.outcome.as_ref().map(Outcome::name);
+        self.state.is_none_or(|state| run.state == state)
+            && self.outcome.is_none_or(|wanted| outcome == Some(wanted))
+            && self.image.as_ref().is_none_or(|image| run.image.reference == *image)
+            && self.label.as_ref().is_none_or(|(key, value)| run.labels.get(key) == Some(value))
+            && self.before.is_none_or(|before| run.id < before)
+    }
+}

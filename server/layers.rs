@@ -1,0 +1,130 @@
+//! The one place where images meet the launcher: layers are unpacked, kept and removed by the
+//! launcher's verbs, of which this makes an [`image::LayerStore`].
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use image::{BoxFuture, Commit, LayerStore, Unpacked, Unpacking};
+use sandbox::client::{self, Launcher};
+use sandbox::protocol::{Event, Order};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+/// The layer store behind the launcher.
+#[derive(Clone, Debug)]
+pub struct LauncherLayers {
+    launcher: Arc<Launcher>,
+}
+
+impl LauncherLayers {
+    pub fn new(launcher: Arc<Launcher>) -> Self {
+        Self { launcher }
+    }
+
+    /// Sends a request, again and again while the launcher's socket is full. Layers are few; a short
+    /// pause is simpler than sharing the socket's readiness with the runs, and as good.
+    async fn request<T>(&self, send: impl Fn(&Launcher) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match send(&self.launcher) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+impl LayerStore for LauncherLayers {
+    fn unpack<'a>(
+        &'a self,
+        layer: &'a str,
+        job: &'a unpack::Job,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>> {
+        Box::pin(async move {
+            let job = serde_json::to_string(job)?;
+            let client::Unpacking { control, input } =
+                self.request(|launcher| launcher.unpack(layer, &job)).await?;
+            let unpacking =
+                PipedLayer { control: Control::new(control)?, input: pipe::Sender::from_owned_fd(input)? };
+            Ok(Box::new(unpacking) as Box<dyn Unpacking>)
+        })
+    }
+
+    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move {
+            let control = Control::new(self.request(|launcher| launcher.remove(layer)).await?)?;
+            match control.next().await? {
+                Event::Removed => Ok(()),
+                other => Err(unexpected(&other)),
+            }
+        })
+    }
+}
+
+/// A layer whose compressed bytes go down a pipe.
+struct PipedLayer {
+    control: Control,
+    input: pipe::Sender,
+}
+
+impl Unpacking for PipedLayer {
+    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move { self.input.write_all(&bytes).await })
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<Unpacked>> {
+        Box::pin(async move {
+            let Self { control, input } = *self;
+            drop(input);
+            match control.next().await? {
+                Event::Unpacked { report } => {
+                    Ok(Unpacked { report, commit: Box::new(UnpackedLayer { control }) })
+                }
+                other => Err(unexpected(&other)),
+            }
+        })
+    }
+}
+
+/// A layer that is unpacked and not yet kept.
+struct UnpackedLayer {
+    control: Control,
+}
+
+impl Commit for UnpackedLayer {
+    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(async move {
+            client::send(self.control.0.as_fd(), Order::Commit)?;
+            match self.control.next().await? {
+                Event::Committed => Ok(()),
+                other => Err(unexpected(&other)),
+            }
+        })
+    }
+}
+
+/// The control socket of one request; closing it gives the request up. It carries packets, not a
+/// stream: the runtime only says when there is one to receive.
+struct Control(UnixStream);
+
+impl Control {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self(UnixStream::from_std(socket.into())?))
+    }
+
+    async fn next(&self) -> io::Result<Event> {
+        let event = self.0.async_io(Interest::READABLE, || client::receive(self.0.as_fd())).await?;
+        event.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the launcher closed the request"))
+    }
+}
+
+fn unexpected(event: &Event) -> io::Error {
+    match event {
+        Event::Failed(failure) => io::Error::other(failure.to_string()),
+        other => io::Error::other(format!("the launcher answered {other:?}")),
+    }
+}

@@ -1,0 +1,162 @@
+//! From a listener and a launcher to a server that answers, and from a signal to its orderly end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use engine::{Engine, SandboxLauncher};
+use image::Images;
+use sandbox::client::Launcher;
+use sandbox::protocol::Hello;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::http::serve::{self, Bounds, Listener};
+use crate::http::{App, body, create_run, docs, router};
+use crate::layers::LauncherLayers;
+use crate::telemetry::Telemetry;
+
+/// How a server ended that had started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to stop.
+    Stopped,
+    /// Its launcher died. A service manager starts both again.
+    LauncherLost,
+}
+
+impl From<End> for std::process::ExitCode {
+    fn from(end: End) -> Self {
+        match end {
+            End::Stopped => Self::SUCCESS,
+            End::LauncherLost => Self::from(70),
+        }
+    }
+}
+
+/// Serves until a signal, then drains: nothing new is taken, what runs gets its deadline, and
+/// whoever waits for a reply still gets it.
+pub async fn serve(
+    config: Config,
+    listener: Listener,
+    launcher: Arc<Launcher>,
+    hello: Hello,
+    docker: Option<PathBuf>,
+) -> anyhow::Result<End> {
+    let address = listener.address()?;
+    let app = assemble(config, launcher, hello, docker).await?;
+    let bounds = Bounds {
+        connections_max: app.config.connections_max,
+        header_timeout: Duration::from_millis(app.config.header_timeout_ms),
+    };
+    let mut stop = StopSignal::listen()?;
+    let closing = CancellationToken::new();
+    let serving =
+        tokio::spawn(serve::serve(listener, router::service(Arc::clone(&app)), bounds, closing.clone()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
+    eprintln!("listening on {address}");
+
+    let end = tokio::select! {
+        name = stop.received() => {
+            tracing::info!(deadline_ms = app.config.drain_deadline_ms, "{name}: taking no more work");
+            End::Stopped
+        }
+        () = app.engine.launcher_lost() => {
+            tracing::error!("the launcher died and its runs with it; stopping");
+            End::LauncherLost
+        }
+    };
+    let deadline = if end == End::Stopped { app.config.drain_deadline() } else { Duration::ZERO };
+    tokio::select! {
+        () = app.engine.drain(deadline) => {}
+        name = stop.received() => {
+            tracing::warn!("{name} again: cancelling what still runs");
+            app.engine.drain(Duration::ZERO).await;
+        }
+    }
+    closing.cancel();
+    serving.await.context("serve")??;
+    app.images.close().await;
+    tracing::info!("stopped");
+    Ok(end)
+}
+
+async fn assemble(
+    config: Config,
+    launcher: Arc<Launcher>,
+    hello: Hello,
+    docker: Option<PathBuf>,
+) -> anyhow::Result<Arc<App>> {
+    let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity));
+    let document = docs::document();
+    telemetry
+        .expect_routes(docs::calls(&document).iter().map(|(path, method)| (path.as_str(), method.as_str())));
+    let images = open_images(&config, docker, &launcher, Arc::clone(&telemetry) as _).await?;
+    let settings = engine::Config {
+        slots: config.slots,
+        queue_capacity: config.queue_capacity,
+        kept_runs: config.kept_runs,
+        kept_bytes: config.kept_bytes,
+        kept_for: Duration::from_secs(config.kept_for_s),
+        not_enforced: hello.not_enforced.clone(),
+    };
+    let launcher = Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
+    let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
+    Ok(Arc::new(App {
+        allowed: create_run::Allowed { defaults: config.limits.clone(), maxima: config.maxima.clone() },
+        bodies: body::BodyLimits {
+            bytes_max: config.body_bytes_max,
+            time_max: Duration::from_millis(config.body_timeout_ms),
+            memory: Arc::new(Semaphore::new(config.bodies_bytes_max)),
+        },
+        openapi: serde_json::to_vec(&document)?.into(),
+        config,
+        engine,
+        images,
+        hello,
+        telemetry,
+    }))
+}
+
+/// The image store over the launcher's verbs.
+pub async fn open_images(
+    config: &Config,
+    docker: Option<PathBuf>,
+    launcher: &Arc<Launcher>,
+    observer: Arc<dyn image::Observer>,
+) -> anyhow::Result<Images> {
+    let allowed = Some(config.allow_registry.clone()).filter(|registries| !registries.is_empty());
+    let settings = image::Config {
+        insecure_registries: config.insecure_registry.clone(),
+        private_registries: config.private_registry.clone(),
+        allowed_registries: allowed,
+        docker_config: docker,
+        host_image: config.allow_host_image,
+        pull_timeout: Duration::from_millis(config.pull_timeout_ms),
+        ..image::Config::new(config.records_dir())
+    };
+    let layers = Arc::new(LauncherLayers::new(Arc::clone(launcher)));
+    Images::open(settings, layers, observer).await.context("open the image store")
+}
+
+/// SIGTERM from a service manager, SIGINT from a terminal.
+struct StopSignal {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignal {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
