@@ -1,0 +1,23 @@
+# Two static binaries in an otherwise empty image:
+#   docker build -t sandglass .
+#   docker run --privileged --cgroupns=private -p 127.0.0.1:8080:8080 -v sandglass:/var/lib/sandglass sandglass
+# It makes namespaces, mounts and cgroups, which is what --privileged is for here. Inside the container it
+# listens on every address, since the container's network is its own; publish the port on loopback only,
+# as above, because whoever reaches it can run code.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --release --locked --package sandglass --bins \
+ && mkdir -p /out/usr/local/bin /out/var/lib/sandglass /out/tmp \
+ && cp target/*-unknown-linux-gnu/release/sandglass target/*-unknown-linux-gnu/release/sandglass-launcher /out/usr/local/bin/
+
+FROM scratch
+COPY --from=build /out/ /
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+EXPOSE 8080
+VOLUME /var/lib/sandglass
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/sandglass"]
+CMD ["serve", "--listen=0.0.0.0:8080", "--allow-open-network"]
