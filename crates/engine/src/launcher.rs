@@ -10,8 +10,8 @@ use nix::fcntl::OFlag;
 use run::KilledFor;
 use sandbox::client;
 use sandbox::protocol::{Event, LaunchSpec, Order};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, Interest};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 /// What a run needs beside its spec.
@@ -64,31 +64,25 @@ pub trait Launcher: Send + Sync + 'static {
 pub struct SandboxLauncher {
     client: Arc<client::Launcher>,
     /// For waiting: the client's own socket, under another number.
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixStream,
 }
 
 impl SandboxLauncher {
     /// Must be called inside the runtime.
     pub fn new(client: Arc<client::Launcher>) -> io::Result<Self> {
-        let socket = AsyncFd::register(client.socket().try_clone_to_owned()?)?;
+        let socket = watched(client.socket().try_clone_to_owned()?)?;
         Ok(Self { client, socket })
     }
 
     async fn send(&self, launch: &Launch, out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let files: Vec<BorrowedFd<'_>> = launch.files.iter().map(AsFd::as_fd).collect();
         let request = || self.client.run(&launch.spec, [launch.stdin.as_fd(), out, err], &files);
-        loop {
-            // Mostly there is room, and then nothing has to be waited for.
-            match request() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
-            }
-            let mut ready = self.socket.writable().await?;
-            match ready.try_io(|_| request()) {
-                Ok(result) => return result,
-                Err(_would_block) => continue,
-            }
+        // Mostly there is room, and then nothing has to be waited for.
+        match request() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
         }
+        self.socket.async_io(Interest::WRITABLE, request).await
     }
 }
 
@@ -102,7 +96,7 @@ impl Launcher for SandboxLauncher {
             let (stdout, out) = output_pipe().map_err(broken)?;
             let (stderr, err) = output_pipe().map_err(broken)?;
             let control = self.send(&launch, out.as_fd(), err.as_fd()).await.map_err(broken)?;
-            let control = Keeper { socket: AsyncFd::register(control).map_err(broken)? };
+            let control = Keeper { socket: watched(control).map_err(broken)? };
             Ok(Launched { control: Box::new(control), stdout: Box::new(stdout), stderr: Box::new(stderr) })
         })
     }
@@ -115,6 +109,12 @@ impl Launcher for SandboxLauncher {
     }
 }
 
+/// Lets the runtime watch a packet socket. It is no stream, but all that is used of one is when it
+/// is ready.
+fn watched(socket: OwnedFd) -> io::Result<UnixStream> {
+    UnixStream::from_std(socket.into())
+}
+
 /// Our end doesn't block; the run's end must not know.
 fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -122,16 +122,16 @@ fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 }
 
 struct Keeper {
-    socket: AsyncFd<OwnedFd>,
+    socket: UnixStream,
 }
 
 impl Control for Keeper {
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Event>>> {
-        Box::pin(self.socket.async_io(Interest::READABLE, |socket| client::receive(socket.as_fd())))
+        Box::pin(self.socket.async_io(Interest::READABLE, || client::receive(self.socket.as_fd())))
     }
 
     fn kill(&mut self, reason: KilledFor) {
         // A keeper that can't be told has closed its end, which is all that a kill could achieve.
-        let _ = client::send(self.socket.get_ref().as_fd(), Order::Kill(reason));
+        let _ = client::send(self.socket.as_fd(), Order::Kill(reason));
     }
 }

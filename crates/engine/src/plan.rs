@@ -136,8 +136,7 @@ mod tests {
             mode: 0o644,
             content: FileContent::Bytes(content.to_vec()),
         };
-        let (files, descriptors) =
-            files(&[file("a", b"one"), file("b", b""), file("c", b"three")]).unwrap();
+        let (placed, descriptors) = files(&[file("a", b"one"), file("b", b""), file("c", b"three")]).unwrap();
         assert_eq!(descriptors.len(), 1);
         let places: Vec<_> = placed.iter().map(|file| (file.descriptor, file.offset, file.len)).collect();
         assert_eq!(places, [(0, 0, 3), (0, 3, 0), (0, 3, 5)]);

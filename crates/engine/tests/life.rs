@@ -5,10 +5,14 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{Config, Control, Engine, Images, Launch, LaunchError, Launched, Launcher, NoObserver, SubmitError};
+use engine::{
+    Config, Control, Engine, Images, Launch, LaunchError, Launched, Launcher, NoObserver, SubmitError,
+};
 use futures_util::future::BoxFuture;
 use image::{ImageConfig, ImageError, Lease, Rootfs};
-use run::{Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunSpec, RunState, SetupFailure, Stream, Usage};
+use run::{
+    Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunSpec, RunState, SetupFailure, Stream, Usage,
+};
 use sandbox::protocol::{Event, Finished};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc};
@@ -26,7 +30,12 @@ impl Images for AnyImage {
                 std::future::pending::<()>().await;
             }
             let config = ImageConfig::default();
-            Ok(Lease::unguarded(reference, Some("sha256:ab".into()), Rootfs::Layers(vec!["ab".into()]), config))
+            Ok(Lease::unguarded(
+                reference,
+                Some("sha256:ab".into()),
+                Rootfs::Layers(vec!["ab".into()]),
+                config,
+            ))
         })
     }
 }
@@ -74,7 +83,8 @@ impl Control for ScriptedKeeper {
 
 impl Launcher for Script {
     fn launch(&self, _: Launch) -> BoxFuture<'_, Result<Launched, LaunchError>> {
-        let acts = self.runs.lock().unwrap().pop_front().expect("the test launched more runs than it scripted");
+        let acts =
+            self.runs.lock().unwrap().pop_front().expect("the test launched more runs than it scripted");
         let (stdout, mut out) = tokio::io::simplex(1 << 16);
         let (stderr, mut err) = tokio::io::simplex(1 << 16);
         let (says, events) = mpsc::unbounded_channel();
@@ -263,6 +273,7 @@ async fn a_client_that_leaves_cancels_its_run_unless_it_has_its_answer() {
     let script = Script::default().will(vec![started(), Act::DieWhenKilled]).will(vec![started(), exits(0)]);
     let engine = engine(script);
     let run = engine.submit(spec("x")).unwrap();
+    until("it runs", || run.run().state == RunState::Running).await;
     drop(run.cancel_on_drop());
     assert_eq!(run.wait(None).await.outcome, Some(Outcome::Cancelled));
     let run = engine.submit(spec("x")).unwrap();
