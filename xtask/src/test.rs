@@ -25,12 +25,15 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let skips = cargo::target().join("skipped-tests");
     std::fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
     let mut command = cargo::command();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(words);
+    command.args(["test", "--no-fail-fast"]).args(words);
+    if words.is_empty() {
+        command.arg("--workspace");
+    }
     if !words.iter().any(|word| word == "--") {
         command.arg("--");
     }
     command.arg(TESTS_AT_ONCE).env("SANDGLASS_SKIPS", &skips).env("SANDGLASS_SCHEMATHESIS", &schemathesis);
-    eprintln!("$ cargo test --workspace");
+    eprintln!("$ {command:?}");
     let mut tests = command.stdout(Stdio::piped()).spawn().context("start cargo test")?;
     let tally = relay(tests.stdout.take().context("cargo has no output")?)?;
     let status = tests.wait().context("wait for cargo test")?;

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod http;
 
 pub mod image;
+pub mod liar;
 pub mod registry;
 pub mod stock;
 
@@ -25,6 +26,7 @@ pub use daemon::{Builder, Daemon};
 pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};
+pub use liar::{Liar, Lie};
 pub use place::{Folder, target};
 pub use process::Process;
 pub use registry::Registry;

@@ -1,0 +1,206 @@
+//! A registry that lies and stalls: it stands in front of a real one, passes on what it is told to
+//! pass on, and spoils the rest.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::{Registry, Request, Response};
+
+/// What is done with one request.
+#[derive(Clone, Debug)]
+pub enum Lie {
+    /// Pass on what the real registry says.
+    Truth,
+    /// Say this instead: status, headers, body.
+    Say(u16, Vec<(String, String)>, Vec<u8>),
+    /// Promise the whole body, send only this many bytes of it, and hang up.
+    Truncate(usize),
+    /// Change one byte in the middle of the body.
+    Corrupt,
+    /// Send this many bytes of the body and then nothing more, without hanging up, until the liar is dropped.
+    Stall(usize),
+}
+
+/// The front. It is at an address of its own and stops when it is dropped.
+#[derive(Debug)]
+pub struct Liar {
+    address: SocketAddr,
+    state: Arc<State>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+type Decide = dyn Fn(&str, &str) -> Lie + Send + Sync;
+
+struct State {
+    real: SocketAddr,
+    decide: Box<Decide>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    stopping: bool,
+    open: Vec<TcpStream>,
+    asked: Vec<String>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("real", &self.real).finish_non_exhaustive()
+    }
+}
+
+impl Liar {
+    /// `decide` is asked with the method and the path of each request.
+    pub fn before(registry: &Registry, decide: impl Fn(&str, &str) -> Lie + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let inner = Mutex::default();
+        let state = Arc::new(State { real: registry.address(), decide: Box::new(decide), inner });
+        let shared = Arc::clone(&state);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = Arc::clone(&shared);
+                {
+                    let mut inner = state.lock();
+                    if inner.stopping {
+                        return;
+                    }
+                    inner.open.extend(stream.try_clone());
+                }
+                std::thread::spawn(move || {
+                    // A client that goes away in the middle is what many of the tests want.
+                    let _ = state.answer(&stream);
+                    // The other end of it is kept open for `drop`, so closing ours would not hang up.
+                    let _ = stream.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { address, state, accepting: Some(accepting) }
+    }
+
+    /// `127.0.0.1:PORT`, as references and flags write it.
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.address)
+    }
+
+    /// Every request so far, as `GET /v2/…`.
+    pub fn asked(&self) -> Vec<String> {
+        self.state.lock().asked.clone()
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        let open = {
+            let mut inner = self.state.lock();
+            inner.stopping = true;
+            std::mem::take(&mut inner.open)
+        };
+        for stream in open {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the accepting thread, which then sees that it is over.
+        let _ = TcpStream::connect(self.address);
+        if let Some(thread) = self.accepting.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl State {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One request, one answer, and the connection ends.
+    fn answer(&self, stream: &TcpStream) -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream);
+        let mut first = String::new();
+        lines.read_line(&mut first)?;
+        let mut words = first.split_whitespace();
+        let (Some(method), Some(path)) = (words.next(), words.next()) else { return Ok(()) };
+        let mut request = Request::new(self.real, method, path);
+        loop {
+            let mut line = String::new();
+            lines.read_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            if ["accept", "authorization", "user-agent", "range"].contains(&name.to_lowercase().as_str()) {
+                request = request.header(name, value.trim());
+            }
+        }
+        self.lock().asked.push(format!("{method} {path}"));
+        let lie = (self.decide)(method, path);
+        if let Lie::Say(status, headers, body) = lie {
+            return send(stream, &Response { status, headers, body }, usize::MAX);
+        }
+        let mut truth = request.try_send()?;
+        match lie {
+            Lie::Truth | Lie::Say(..) => send(stream, &truth, usize::MAX),
+            Lie::Truncate(bytes) => send(stream, &truth, bytes),
+            Lie::Corrupt => {
+                let middle = truth.body.len() / 2;
+                if let Some(byte) = truth.body.get_mut(middle) {
+                    *byte ^= 0xff;
+                }
+                send(stream, &truth, usize::MAX)
+            }
+            Lie::Stall(bytes) => {
+                send(stream, &truth, bytes)?;
+                // Ends when the client gives up or the liar is dropped.
+                lines.read_to_end(&mut Vec::new()).map(drop)
+            }
+        }
+    }
+}
+
+/// Promises all of the body and sends the first `most` bytes of it.
+fn send(mut stream: &TcpStream, response: &Response, most: usize) -> std::io::Result<()> {
+    let mut head = format!("HTTP/1.1 {} Said\r\nConnection: close\r\n", response.status);
+    let own = ["connection", "transfer-encoding", "content-length"];
+    for (name, value) in &response.headers {
+        if !own.contains(&name.to_lowercase().as_str()) {
+            head += &format!("{name}: {value}\r\n");
+        }
+    }
+    let promised = response.header("content-length").filter(|_| response.body.is_empty());
+    let length = promised.map_or(response.body.len().to_string(), str::to_owned);
+    head += &format!("Content-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(&response.body[..most.min(response.body.len())])?;
+    stream.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn it_passes_on_spoils_and_stalls() {
+        let registry = Registry::empty();
+        let liar = Liar::before(&registry, |_, path| match path {
+            "/say" => Lie::Say(429, vec![("Retry-After".into(), "7".into())], b"later".to_vec()),
+            "/cut" => Lie::Truncate(0),
+            "/stall" => Lie::Stall(1),
+            _ => Lie::Truth,
+        });
+        let ask = |path: &str| Request::new(liar.address, "GET", path).patience(Duration::from_millis(500));
+        assert_eq!(ask("/v2/").send().text(), "{}");
+        let said = ask("/say").send();
+        assert_eq!(
+            (said.status, said.header("retry-after"), said.text().as_str()),
+            (429, Some("7"), "later")
+        );
+        assert_eq!(ask("/cut").try_send().unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+        assert_eq!(ask("/stall").try_send().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(liar.asked(), ["GET /v2/", "GET /say", "GET /cut", "GET /stall"]);
+    }
+}
