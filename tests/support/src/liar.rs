@@ -6,6 +6,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use base64::Engine;
+
+use crate::registry::{PASSWORD, USER};
 use crate::{Registry, Request, Response};
 
 /// What is done with one request.
@@ -31,7 +34,14 @@ pub struct Liar {
     accepting: Option<JoinHandle<()>>,
 }
 
-type Decide = dyn Fn(&str, &str) -> Lie + Send + Sync;
+/// One request, as far as a liar looks at it.
+struct Asked<'a> {
+    method: &'a str,
+    path: &'a str,
+    authorization: &'a str,
+}
+
+type Decide = dyn Fn(&Asked<'_>) -> Lie + Send + Sync;
 
 struct State {
     real: SocketAddr,
@@ -55,10 +65,43 @@ impl std::fmt::Debug for State {
 impl Liar {
     /// `decide` is asked with the method and the path of each request.
     pub fn before(registry: &Registry, decide: impl Fn(&str, &str) -> Lie + Send + Sync + 'static) -> Self {
+        Self::start(registry, |_| Box::new(move |asked: &Asked<'_>| decide(asked.method, asked.path)))
+    }
+
+    /// Lets nobody in without a bearer token, as Docker Hub does. Anybody gets one at `/token`, or only
+    /// who knows [`USER`] and [`PASSWORD`], if `logged_in`.
+    pub fn that_wants_tokens(registry: &Registry, logged_in: bool) -> Self {
+        Self::start(registry, |address| {
+            let realm = format!(
+                "Bearer realm=\"http://{address}/token\",service=\"tests\",scope=\"repository:x:pull\""
+            );
+            let login = base64::prelude::BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+            let json = |body: &str| {
+                (vec![("Content-Type".to_owned(), "application/json".to_owned())], body.as_bytes().to_vec())
+            };
+            Box::new(move |asked: &Asked<'_>| {
+                let known = !logged_in || asked.authorization == format!("Basic {login}");
+                match asked.path.split('?').next() {
+                    Some("/token") if known => {
+                        let (headers, body) = json(r#"{"token": "let-me-in", "expires_in": 300}"#);
+                        Lie::Say(200, headers, body)
+                    }
+                    _ if asked.authorization == "Bearer let-me-in" => Lie::Truth,
+                    _ => {
+                        let (mut headers, body) = json(r#"{"errors": [{"code": "UNAUTHORIZED"}]}"#);
+                        headers.push(("WWW-Authenticate".into(), realm.clone()));
+                        Lie::Say(401, headers, body)
+                    }
+                }
+            })
+        })
+    }
+
+    fn start(registry: &Registry, decide: impl FnOnce(SocketAddr) -> Box<Decide>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a port");
         let address = listener.local_addr().expect("a listener has an address");
         let inner = Mutex::default();
-        let state = Arc::new(State { real: registry.address(), decide: Box::new(decide), inner });
+        let state = Arc::new(State { real: registry.address(), decide: decide(address), inner });
         let shared = Arc::clone(&state);
         let accepting = std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -127,16 +170,20 @@ impl State {
         let mut words = first.split_whitespace();
         let (Some(method), Some(path)) = (words.next(), words.next()) else { return Ok(()) };
         let mut request = Request::new(self.real, method, path);
+        let mut authorization = String::new();
         loop {
             let mut line = String::new();
             lines.read_line(&mut line)?;
             let Some((name, value)) = line.trim_end().split_once(':') else { break };
+            if name.eq_ignore_ascii_case("authorization") {
+                value.trim().clone_into(&mut authorization);
+            }
             if ["accept", "authorization", "user-agent", "range"].contains(&name.to_lowercase().as_str()) {
                 request = request.header(name, value.trim());
             }
         }
         self.lock().asked.push(format!("{method} {path}"));
-        let lie = (self.decide)(method, path);
+        let lie = (self.decide)(&Asked { method, path, authorization: &authorization });
         if let Lie::Say(status, headers, body) = lie {
             return send(stream, &Response { status, headers, body }, usize::MAX);
         }
@@ -182,6 +229,21 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn tokens_are_given_to_whom_they_belong() {
+        let registry = Registry::empty();
+        let ask = |liar: &Liar, path: &str, authorization: &str| {
+            Request::new(liar.address, "GET", path).header("Authorization", authorization).send().status
+        };
+        for (logged_in, anonymous) in [(false, 200), (true, 401)] {
+            let liar = Liar::that_wants_tokens(&registry, logged_in);
+            assert_eq!(ask(&liar, "/token?scope=x", ""), anonymous);
+            assert_eq!(ask(&liar, "/token", "Basic c2FuZGdsYXNzOnNlY3JldA=="), 200);
+            assert_eq!(ask(&liar, "/v2/", "Bearer wrong"), 401);
+            assert_eq!(ask(&liar, "/v2/", "Bearer let-me-in"), 200);
+        }
+    }
 
     #[test]
     fn it_passes_on_spoils_and_stalls() {
