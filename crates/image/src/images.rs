@@ -1,10 +1,24 @@
 //! The one door to images.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use run::Pull;
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::{Config, ImageError, ImageInfo, Lease, LayerStore, Observer, Progress};
+use crate::board::Board;
+use crate::disk::{Disk, ImageRecord};
+use crate::flight::Flights;
+use crate::lease::Guard;
+use crate::pull::{Pulled, Puller};
+use crate::reference::Reference;
+use crate::shelf::Shelf;
+use crate::{
+    Config, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress, PullResult, Rootfs,
+};
+
+/// The name of the machine's own programs.
+const HOST: &str = "host";
 
 /// The images of this machine. Cloning it is cheap; all clones are the same store.
 #[derive(Clone)]
@@ -13,27 +27,29 @@ pub struct Images {
 }
 
 struct Inner {
-    config: Config,
-    #[allow(dead_code)]
-    store: Arc<dyn LayerStore>,
-    #[allow(dead_code)]
+    puller: Arc<Puller>,
+    shelf: Arc<Shelf>,
     observer: Arc<dyn Observer>,
+    pulls: Flights<Result<Pulled, ImageError>, Arc<Board>>,
 }
 
 impl std::fmt::Debug for Images {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Images").field("dir", &self.inner.config.dir).finish_non_exhaustive()
+        f.debug_struct("Images").field("dir", &self.inner.puller.config.dir).finish_non_exhaustive()
     }
 }
 
 impl Images {
-    /// Reads the records and removes what an earlier life left half done.
+    /// Reads the records and removes what an earlier life left half done. Must be called in a runtime.
     pub async fn open(
         config: Config,
         store: Arc<dyn LayerStore>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ImageError> {
-        Ok(Self { inner: Arc::new(Inner { config, store, observer }) })
+        let shelf = Shelf::open(Disk::open(&config.dir)?, store)?;
+        let pulls = Flights::new(config.grace);
+        let puller = Arc::new(Puller::new(config, Arc::clone(&shelf), Arc::clone(&observer)));
+        Ok(Self { inner: Arc::new(Inner { puller, shelf, observer, pulls }) })
     }
 
     /// The image, pulled if need be and `pull` allows it. Dropping the future leaves the pull to
@@ -45,31 +61,167 @@ impl Images {
     pub async fn acquire_with_progress(
         &self,
         reference: &str,
-        _pull: Pull,
-        _on: &mut (dyn FnMut(Progress) + Send),
+        pull: Pull,
+        on: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Lease, ImageError> {
-        Err(ImageError::NotPresent { reference: reference.into() })
+        if reference == HOST {
+            return self.host();
+        }
+        let image = Reference::parse(reference)?;
+        self.inner.puller.check(&image)?;
+        let name = image.to_string();
+        // A digest never comes to mean anything else, so there is nothing to ask.
+        let may_use = pull != Pull::Always || image.digest.is_some();
+        if let Some((record, hold)) = may_use.then(|| self.inner.shelf.take(&name)).flatten() {
+            self.inner.observer.cache_hit();
+            on(Progress::Ready { digest: record.digest.clone() });
+            return Ok(lease(&record, Arc::new(hold)));
+        }
+        if pull == Pull::Never {
+            return Err(ImageError::NotPresent { reference: name });
+        }
+        self.inner.observer.cache_miss();
+        let pulled = self.pull(&image, name, on).await?;
+        let (record, hold) = &*pulled;
+        Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>))
     }
 
     /// Every image, the most recently used first.
     pub fn list(&self) -> Vec<ImageInfo> {
-        Vec::new()
+        self.inner.shelf.list()
     }
 
     pub fn get(&self, reference: &str) -> Result<ImageInfo, ImageError> {
-        Err(ImageError::NotPresent { reference: reference.into() })
+        let name = Reference::parse(reference)?.to_string();
+        self.inner.shelf.info(&name).ok_or(ImageError::NotPresent { reference: name })
     }
 
     /// Forgets the image. Layers that another image or a lease needs stay until those are gone too.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        Err(ImageError::NotPresent { reference: reference.into() })
+        let name = Reference::parse(reference)?.to_string();
+        if !self.inner.shelf.remove(&name)? {
+            return Err(ImageError::NotPresent { reference: name });
+        }
+        self.inner.observer.image_removed();
+        self.inner.shelf.settled().await;
+        Ok(())
     }
 
     /// Bytes of all layers, each counted once.
     pub fn total_bytes(&self) -> u64 {
-        0
+        self.inner.shelf.bytes()
     }
 
     /// Ends every pull and waits until none is left.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.inner.pulls.stop();
+        self.inner.puller.stop();
+        while self.inner.pulls.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.inner.shelf.settled().await;
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        name: String,
+        on: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Pulled, ImageError> {
+        let mut seat = self.inner.pulls.join(&name, |board| watched(&self.inner, image.clone(), board));
+        if !seat.leads {
+            self.inner.observer.pull_coalesced();
+        }
+        let (said, mut events) = seat.context.read();
+        said.into_iter().for_each(&mut *on);
+        let result = loop {
+            tokio::select! {
+                biased;
+                event = events.recv() => match event {
+                    Ok(event) => on(event),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break seat.result().await,
+                },
+                result = seat.result() => break result,
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            on(event);
+        }
+        result.unwrap_or(Err(ImageError::Cancelled { reference: name }))
+    }
+
+    fn host(&self) -> Result<Lease, ImageError> {
+        if !self.inner.puller.config.host_image {
+            return Err(ImageError::NotAllowed {
+                registry: HOST.into(),
+                reason: "the machine's own programs are not offered".into(),
+                flag: "--allow-host-image".into(),
+            });
+        }
+        Ok(Lease::unguarded(HOST, None, Rootfs::Host, ImageConfig::default()))
+    }
+}
+
+fn lease(record: &ImageRecord, guard: Arc<dyn Guard>) -> Lease {
+    let rootfs = Rootfs::Layers(record.layers.clone());
+    Lease::unguarded(&record.reference, Some(record.digest.clone()), rootfs, record.config.clone())
+        .guarded_by(guard)
+}
+
+/// A pull that is counted however it ends.
+fn watched(
+    inner: &Inner,
+    image: Reference,
+    board: Arc<Board>,
+) -> impl Future<Output = Result<Pulled, ImageError>> + Send + use<> {
+    let puller = Arc::clone(&inner.puller);
+    let mut counted = Counted {
+        observer: Arc::clone(&inner.observer),
+        begun: Instant::now(),
+        result: PullResult::Cancelled,
+    };
+    async move {
+        counted.observer.pull_started();
+        let result = puller.pull(image, board).await;
+        counted.is(&result);
+        result
+    }
+}
+
+struct Counted {
+    observer: Arc<dyn Observer>,
+    begun: Instant,
+    result: PullResult,
+}
+
+impl Counted {
+    fn is(&mut self, result: &Result<Pulled, ImageError>) {
+        self.result = result.as_ref().map_or_else(outcome, |_| PullResult::Ok);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.observer.pull_finished(self.result, self.begun.elapsed());
+    }
+}
+
+/// One line per error: a new one must not compile until it is counted.
+fn outcome(error: &ImageError) -> PullResult {
+    match error {
+        ImageError::BadReference { .. }
+        | ImageError::NotAllowed { .. }
+        | ImageError::NotFound { .. }
+        | ImageError::Unauthorized { .. }
+        | ImageError::BadImage { .. }
+        | ImageError::BadLayer { .. }
+        | ImageError::Platform { .. }
+        | ImageError::TooLarge { .. }
+        | ImageError::NotPresent { .. } => PullResult::Refused,
+        ImageError::RateLimited { .. } | ImageError::Registry { .. } => PullResult::Registry,
+        ImageError::Timeout { .. } => PullResult::Timeout,
+        ImageError::Cancelled { .. } => PullResult::Cancelled,
+        ImageError::NoSpace { .. } | ImageError::Store { .. } => PullResult::Internal,
+    }
 }

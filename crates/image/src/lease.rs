@@ -16,7 +16,7 @@ pub struct Lease {
     pub digest: Option<String>,
     pub rootfs: Rootfs,
     pub config: ImageConfig,
-    guard: Option<Arc<dyn Guard>>,
+    _guard: Option<Arc<dyn Guard>>,
 }
 
 /// Whatever has to live as long as the lease.
@@ -25,11 +25,11 @@ pub(crate) trait Guard: fmt::Debug + Send + Sync {}
 impl Lease {
     /// A lease that guards nothing: for `host`, and for tests of those who use leases.
     pub fn unguarded(reference: &str, digest: Option<String>, rootfs: Rootfs, config: ImageConfig) -> Self {
-        Self { reference: reference.into(), digest, rootfs, config, guard: None }
+        Self { reference: reference.into(), digest, rootfs, config, _guard: None }
     }
 
     pub(crate) fn guarded_by(self, guard: Arc<dyn Guard>) -> Self {
-        Self { guard: Some(guard), ..self }
+        Self { _guard: Some(guard), ..self }
     }
 }
 

@@ -9,6 +9,22 @@ mod lease;
 mod progress;
 mod store;
 
+mod board;
+mod credentials;
+mod digest;
+mod disk;
+mod download;
+mod fixup;
+mod flight;
+mod manifest;
+mod pull;
+mod reference;
+mod registry;
+mod retry;
+mod rules;
+mod shelf;
+mod token;
+
 pub use config::{Config, Limits, Platform};
 pub use error::ImageError;
 pub use images::Images;

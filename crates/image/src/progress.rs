@@ -9,18 +9,32 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "step")]
 pub enum Progress {
-    Resolving { reference: String },
+    Resolving {
+        reference: String,
+    },
     /// The image is known; `bytes` is the sum of its compressed layers.
-    Resolved { digest: String, layers: usize, bytes: u64 },
-    Layer { layer: usize, state: LayerState },
+    Resolved {
+        digest: String,
+        layers: usize,
+        bytes: u64,
+    },
+    Layer {
+        layer: usize,
+        state: LayerState,
+    },
     Committing,
-    Ready { digest: String },
+    Ready {
+        digest: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum LayerState {
-    Downloading { bytes: u64, of: u64 },
+    Downloading {
+        bytes: u64,
+        of: u64,
+    },
     /// Every byte has arrived; the unpacker is still writing.
     Unpacking,
     /// Another image has it already, or another pull brought it.

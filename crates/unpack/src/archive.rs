@@ -109,7 +109,11 @@ impl<'a> Archive<'a> {
         loop {
             match self.stream.read(&mut buf).map_err(from_read)? {
                 0 => {
-                    return Ok((self.stream.compressed_bytes(), self.stream.position(), self.stream.digest()));
+                    return Ok((
+                        self.stream.compressed_bytes(),
+                        self.stream.position(),
+                        self.stream.digest(),
+                    ));
                 }
                 read if buf[..read].iter().any(|byte| *byte != 0) => {
                     return Err(UnpackError::TrailingGarbage);

@@ -1,0 +1,204 @@
+//! Records as files: one JSON file an image and one a layer, written aside, synced and renamed, so
+//! that after a crash each is there whole or not at all. One process at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use unpack::DirMeta;
+
+use crate::{ImageConfig, ImageError, digest};
+
+const VERSION: &str = "1";
+
+/// What is known of one image under one name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub(crate) reference: String,
+    /// Of what the name led to: an index, or a manifest.
+    pub(crate) digest: String,
+    pub(crate) manifest_digest: String,
+    pub(crate) platform: String,
+    pub(crate) config: ImageConfig,
+    /// Names in the layer store that a rootfs is stacked from, the topmost first.
+    pub(crate) layers: Vec<String>,
+    pub(crate) compressed_bytes: u64,
+    pub(crate) bytes: u64,
+    pub(crate) pulled_at: Timestamp,
+    pub(crate) last_used_at: Timestamp,
+}
+
+/// What is known of one layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LayerRecord {
+    pub(crate) name: String,
+    /// Absent while the layer is on its way in: after a crash the tree may be there or not.
+    pub(crate) kept: Option<KeptLayer>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct KeptLayer {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) root_opaque: bool,
+    pub(crate) implicit_dirs: Vec<String>,
+    pub(crate) special_dirs: Vec<DirMeta>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Disk {
+    images: PathBuf,
+    layers: PathBuf,
+    /// Held as long as this is.
+    _lock: File,
+}
+
+impl Disk {
+    pub(crate) fn open(dir: &Path) -> Result<Self, ImageError> {
+        let fail = |error| broken(&format!("open image records in {}", dir.display()), error);
+        let (images, layers) = (dir.join("images"), dir.join("layers"));
+        fs::create_dir_all(&images).map_err(fail)?;
+        fs::create_dir_all(&layers).map_err(fail)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(fail)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(fail(io::Error::other("another process is using them")));
+            }
+            Err(TryLockError::Error(error)) => return Err(fail(error)),
+        }
+        check_version(dir).map_err(fail)?;
+        Ok(Self { images, layers, _lock: lock })
+    }
+
+    pub(crate) fn images(&self) -> Result<Vec<ImageRecord>, ImageError> {
+        read_all(&self.images)
+    }
+
+    pub(crate) fn layers(&self) -> Result<Vec<LayerRecord>, ImageError> {
+        read_all(&self.layers)
+    }
+
+    pub(crate) fn write_image(&self, record: &ImageRecord) -> Result<(), ImageError> {
+        write(&self.images, &image_file(&record.reference), record)
+            .map_err(|error| broken(&format!("record image {}", record.reference), error))
+    }
+
+    pub(crate) fn remove_image(&self, reference: &str) -> Result<(), ImageError> {
+        remove(&self.images, &image_file(reference))
+            .map_err(|error| broken(&format!("forget image {reference}"), error))
+    }
+
+    pub(crate) fn write_layer(&self, record: &LayerRecord) -> Result<(), ImageError> {
+        write(&self.layers, &format!("{}.json", record.name), record)
+            .map_err(|error| broken(&format!("record layer {}", record.name), error))
+    }
+
+    pub(crate) fn remove_layer(&self, name: &str) -> Result<(), ImageError> {
+        remove(&self.layers, &format!("{name}.json"))
+            .map_err(|error| broken(&format!("forget layer {name}"), error))
+    }
+}
+
+/// References have slashes; their hashes don't.
+fn image_file(reference: &str) -> String {
+    format!("{}.json", digest::hex_of(&digest::sha256(reference.as_bytes())).unwrap_or_default())
+}
+
+fn check_version(dir: &Path) -> io::Result<()> {
+    let path = dir.join("version");
+    match fs::read_to_string(&path) {
+        Ok(version) if version.trim() == VERSION => Ok(()),
+        Ok(version) => {
+            Err(io::Error::other(format!("they are of version {}, not {VERSION}", version.trim())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_bytes(dir, "version", VERSION.as_bytes())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A file that can't be read is removed: what it described can be had again.
+fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, ImageError> {
+    let fail = |error| broken(&format!("read {}", dir.display()), error);
+    let mut records = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        match record {
+            Some(record) => records.push(record),
+            None => {
+                tracing::warn!(path = %path.display(), "removing a record that can't be read");
+                fs::remove_file(&path).map_err(fail)?;
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn write(dir: &Path, name: &str, record: &impl Serialize) -> io::Result<()> {
+    write_bytes(dir, name, &serde_json::to_vec(record)?)
+}
+
+fn write_bytes(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let aside = dir.join(format!("{name}.new"));
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, dir.join(name))?;
+    File::open(dir)?.sync_all()
+}
+
+fn remove(dir: &Path, name: &str) -> io::Result<()> {
+    match fs::remove_file(dir.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.and_then(|()| File::open(dir)?.sync_all()),
+    }
+}
+
+pub(crate) fn broken(doing: &str, error: io::Error) -> ImageError {
+    ImageError::Store { doing: doing.into(), source: Arc::new(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str) -> LayerRecord {
+        LayerRecord { name: name.into(), kept: None }
+    }
+
+    #[test]
+    fn records_survive_and_what_is_half_written_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        disk.write_layer(&record("a")).unwrap();
+        disk.write_layer(&record("b")).unwrap();
+        disk.remove_layer("b").unwrap();
+        disk.remove_layer("b").unwrap();
+        fs::write(dir.path().join("layers/c.json"), "{").unwrap();
+        fs::write(dir.path().join("layers/d.json.new"), "{").unwrap();
+        drop(disk);
+        let names: Vec<_> =
+            Disk::open(dir.path()).unwrap().layers().unwrap().into_iter().map(|layer| layer.name).collect();
+        assert_eq!(names, ["a"]);
+        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_store_has_one_user_and_one_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        assert!(Disk::open(dir.path()).is_err());
+        drop(disk);
+        fs::write(dir.path().join("version"), "2").unwrap();
+        let error = Disk::open(dir.path()).unwrap_err();
+        assert!(format!("{:?}", std::error::Error::source(&error)).contains("version 2"));
+    }
+}

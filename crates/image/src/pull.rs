@@ -1,0 +1,474 @@
+//! Pulling one image, start to finish: name → manifest → config → layers → record.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::Semaphore;
+use unpack::UnpackError;
+
+use crate::board::Board;
+use crate::digest;
+use crate::disk::{ImageRecord, KeptLayer, broken};
+use crate::download::Download;
+use crate::fixup;
+use crate::flight::Flights;
+use crate::manifest::{self, BadConfig, Blob, Described, Document};
+use crate::reference::Reference;
+use crate::registry::{Ask, Registries};
+use crate::retry::Failure;
+use crate::shelf::{Hold, Shelf};
+use crate::{Config, ImageError, LayerState, Observer, Progress, Unpacked, Unpacking};
+
+/// An index may lead to an index, and that one to an image.
+const MOST_INDEXES: usize = 2;
+/// How many bytes lie between two words about a download.
+const PROGRESS_BYTES: u64 = 1 << 20;
+const HEADER_DIGEST: &str = "docker-content-digest";
+
+pub(crate) struct Puller {
+    pub(crate) config: Config,
+    pub(crate) shelf: Arc<Shelf>,
+    registries: Registries,
+    observer: Arc<dyn Observer>,
+    layers: Flights<Result<(), ImageError>>,
+    downloads: Semaphore,
+}
+
+/// What all who waited for a pull get.
+pub(crate) type Pulled = Arc<(ImageRecord, Arc<Hold>)>;
+
+/// One layer of the image that is being pulled.
+#[derive(Clone)]
+struct Wanted {
+    at: usize,
+    name: String,
+    diff_id: String,
+    /// Where the bytes are; a fix-up brings its own.
+    source: Source,
+}
+
+#[derive(Clone)]
+enum Source {
+    Registry(Blob),
+    Bytes(Bytes),
+}
+
+/// One pull: the image and whom to tell about it.
+#[derive(Clone)]
+struct Pull {
+    puller: Arc<Puller>,
+    image: Reference,
+    board: Arc<Board>,
+}
+
+impl Puller {
+    pub(crate) fn new(config: Config, shelf: Arc<Shelf>, observer: Arc<dyn Observer>) -> Self {
+        let registries = Registries::new(&config, Arc::clone(&observer));
+        // Who gives up a pull has waited long enough already.
+        let layers = Flights::new(std::time::Duration::ZERO);
+        let downloads = Semaphore::new(config.parallel_downloads.max(1));
+        Self { config, shelf, registries, observer, layers, downloads }
+    }
+
+    /// Whether a registry may be asked at all: known before anything is sent.
+    pub(crate) fn check(&self, image: &Reference) -> Result<(), ImageError> {
+        self.registries.rules.endpoint(&image.registry).map(drop)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.layers.stop();
+    }
+
+    pub(crate) async fn pull(
+        self: Arc<Self>,
+        image: Reference,
+        board: Arc<Board>,
+    ) -> Result<Pulled, ImageError> {
+        let limit = self.config.pull_timeout;
+        let pull = Pull { puller: self, image, board };
+        match tokio::time::timeout(limit, pull.run()).await {
+            Ok(result) => result,
+            Err(_) => Err(ImageError::Timeout { reference: pull.image.to_string(), limit }),
+        }
+    }
+}
+
+impl Pull {
+    async fn run(&self) -> Result<Pulled, ImageError> {
+        let shelf = &self.puller.shelf;
+        self.board.say(Progress::Resolving { reference: self.name() });
+        let known = shelf.image(&self.name());
+        let resolved = match &known {
+            Some(_) => self.resolve().await?,
+            None => None,
+        };
+        // Held before it is looked at again, so that it can't go meanwhile.
+        if known.is_some_and(|known| resolved.as_ref() == Some(&known.digest))
+            && let Some((record, hold)) = shelf.take(&self.name())
+        {
+            return Ok(self.ready(record, hold));
+        }
+        let (top, manifest_digest, manifest) = self.manifest(resolved).await?;
+        let (config_blob, layers) = manifest::blobs(&manifest).map_err(|reason| self.bad(reason))?;
+        if let Some((what, limit)) = manifest::over_limit(&config_blob, &layers, &self.puller.config.limits) {
+            return Err(self.too_large(what, limit));
+        }
+        let described = self.config(&config_blob).await?;
+        let compressed_bytes = layers.iter().map(|layer| layer.size).sum();
+        self.board.say(Progress::Resolved {
+            digest: top.clone(),
+            layers: layers.len(),
+            bytes: compressed_bytes,
+        });
+        let wanted = self.wanted(&layers, &described.diff_ids)?;
+        let _hold = shelf.hold(wanted.iter().map(|layer| layer.name.clone()).collect());
+        let kept = self.fetch_all(&wanted).await?;
+        self.board.say(Progress::Committing);
+        let (names, _fixup) = self.stack(&wanted, &kept).await?;
+        let now = Timestamp::now();
+        let record = ImageRecord {
+            reference: self.name(),
+            digest: top,
+            manifest_digest,
+            platform: self.puller.config.platform.to_string(),
+            config: described.config,
+            layers: names,
+            compressed_bytes,
+            bytes: kept.values().map(|layer| layer.bytes).sum(),
+            pulled_at: now,
+            last_used_at: now,
+        };
+        let hold = shelf.hold(record.layers.clone());
+        let (shelf, image) = (Arc::clone(shelf), record.clone());
+        off_thread(move || shelf.put(image)).await?;
+        Ok(self.ready(record, hold))
+    }
+
+    fn ready(&self, record: ImageRecord, hold: Hold) -> Pulled {
+        self.board.say(Progress::Ready { digest: record.digest.clone() });
+        Arc::new((record, Arc::new(hold)))
+    }
+
+    /// What the name leads to now, if the registry says so without sending it.
+    async fn resolve(&self) -> Result<Option<String>, ImageError> {
+        if let Some(digest) = &self.image.digest {
+            return Ok(Some(digest.clone()));
+        }
+        let ask = self.ask(Method::HEAD, self.image.wanted());
+        let registries = &self.puller.registries;
+        let response = registries.retrying(&self.image.registry, || registries.send(&ask)).await;
+        match response {
+            Ok(response) => Ok(header(&response, HEADER_DIGEST).filter(|digest| digest::is_digest(digest))),
+            // Not every registry knows HEAD; what is wrong besides that, GET will tell.
+            Err(ImageError::Registry { .. } | ImageError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The manifest for this machine, its digest, and the digest of what led there.
+    async fn manifest(
+        &self,
+        resolved: Option<String>,
+    ) -> Result<(String, String, oci_client::manifest::OciImageManifest), ImageError> {
+        let mut wanted = resolved.unwrap_or_else(|| self.image.wanted().to_owned());
+        let mut top = None;
+        for _ in 0..=MOST_INDEXES {
+            let (digest, document) = self.document(&wanted).await?;
+            let top = top.get_or_insert_with(|| digest.clone());
+            match document {
+                Document::Image(manifest) => return Ok((top.clone(), digest, manifest)),
+                Document::Index(index) => {
+                    let chosen = manifest::choose(&index, &self.puller.config.platform);
+                    let entry = chosen.map_err(|available| self.platform(available))?;
+                    if !digest::is_digest(&entry.digest) {
+                        return Err(self.bad("its index names a manifest that can't be".into()));
+                    }
+                    wanted.clone_from(&entry.digest);
+                }
+            }
+        }
+        Err(self.bad("its indexes lead to indexes without end".into()))
+    }
+
+    async fn document(&self, wanted: &str) -> Result<(String, Document), ImageError> {
+        let registries = &self.puller.registries;
+        let ask = self.ask(Method::GET, wanted);
+        let (said, kind, body) =
+            registries.retrying(&self.image.registry, || self.get_document(&ask)).await?;
+        let expected = if digest::is_digest(wanted) { Some(wanted.to_owned()) } else { said };
+        let digest = match expected {
+            None => digest::sha256(&body),
+            Some(digest) if digest::matches(&digest, &body) => digest,
+            Some(digest) => {
+                return Err(
+                    self.bad(format!("its manifest has other bytes than its digest {digest:.100} says"))
+                );
+            }
+        };
+        let document = manifest::read(&body, kind.as_deref()).map_err(|reason| self.bad(reason))?;
+        Ok((digest, document))
+    }
+
+    /// What the registry calls it, of which kind it says it is, and its bytes.
+    async fn get_document(
+        &self,
+        ask: &Ask<'_>,
+    ) -> Result<(Option<String>, Option<String>, Vec<u8>), Failure> {
+        let limit = self.puller.config.limits.manifest_bytes;
+        let response = self.puller.registries.send(ask).await?;
+        let (said, kind) = (header(&response, HEADER_DIGEST), header(&response, CONTENT_TYPE.as_str()));
+        let body = self.puller.registries.read(&self.image, response, limit, "bytes in its manifest").await?;
+        Ok((said, kind, body))
+    }
+
+    async fn config(&self, blob: &Blob) -> Result<Described, ImageError> {
+        let mut download = Download::new(&self.puller.registries, &self.image, blob);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = download.next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        manifest::read_config(&bytes, &self.puller.config.platform).map_err(|error| match error {
+            BadConfig::Broken(reason) => self.bad(reason),
+            BadConfig::Platform(available) => self.platform(available),
+        })
+    }
+
+    /// Gives every layer its name. One that comes twice needs two trees, and so two names: an
+    /// overlay takes no directory twice.
+    fn wanted(&self, layers: &[Blob], diff_ids: &[String]) -> Result<Vec<Wanted>, ImageError> {
+        if layers.len() != diff_ids.len() {
+            let reason =
+                format!("it has {} layers, but its config speaks of {}", layers.len(), diff_ids.len());
+            return Err(self.bad(reason));
+        }
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        let wanted = layers.iter().zip(diff_ids).enumerate().map(|(at, (blob, diff_id))| {
+            let copy = seen.entry(diff_id).and_modify(|copy| *copy += 1).or_default();
+            let hex = digest::hex_of(diff_id).expect("the config was checked");
+            let name = if *copy == 0 { hex.to_owned() } else { format!("{hex}-{copy}") };
+            Wanted { at, name, diff_id: diff_id.clone(), source: Source::Registry(blob.clone()) }
+        });
+        Ok(wanted.collect())
+    }
+
+    /// Fetches what is missing, the largest first: it takes the longest, whatever happens beside it.
+    async fn fetch_all(&self, wanted: &[Wanted]) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
+        let (first, copies): (Vec<_>, Vec<_>) =
+            wanted.iter().cloned().partition(|layer| !layer.name.contains('-'));
+        let mut kept = self.fetch_some(first).await?;
+        // A copy of a layer without entries would change nothing.
+        let is_empty = |layer: &Wanted| {
+            let original = layer.name.split('-').next().and_then(|name| kept.get(name));
+            original.is_some_and(|original| original.entries == 0)
+        };
+        let copies = copies.into_iter().filter(|layer| !is_empty(layer)).collect();
+        let more = self.fetch_some(copies).await?;
+        kept.extend(more);
+        let limits = &self.puller.config.limits;
+        if kept.values().map(|layer| layer.bytes).sum::<u64>() > limits.image_bytes {
+            return Err(self.too_large("bytes", limits.image_bytes));
+        }
+        if kept.values().map(|layer| layer.entries).sum::<u64>() > limits.entries {
+            return Err(self.too_large("entries", limits.entries));
+        }
+        Ok(kept)
+    }
+
+    async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
+        wanted.sort_by_key(|layer| match &layer.source {
+            Source::Registry(blob) => std::cmp::Reverse(blob.size),
+            Source::Bytes(bytes) => std::cmp::Reverse(bytes.len() as u64),
+        });
+        let fetch = |layer: Wanted| {
+            let pull = self.clone();
+            async move { Ok((layer.name.clone(), pull.fetch(layer).await?)) }.boxed()
+        };
+        let parallel = self.puller.config.parallel_layers.max(1);
+        stream::iter(wanted).map(fetch).buffer_unordered(parallel).try_collect().await
+    }
+
+    /// A layer, from here or from wherever it is. The caller holds it.
+    async fn fetch(&self, layer: Wanted) -> Result<KeptLayer, ImageError> {
+        loop {
+            if let Some(kept) = self.puller.shelf.layer(&layer.name).await {
+                self.board.layer(layer.at, LayerState::Shared);
+                return Ok(kept);
+            }
+            let (pull, name) = (self.clone(), layer.name.clone());
+            let mut seat = self.puller.layers.join(&name, |()| {
+                let layer = layer.clone();
+                async move { pull.bring(&layer).await }
+            });
+            match seat.result().await {
+                // Another image's registry failed us; ours may not.
+                Some(Err(_)) | None if !seat.leads => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(ImageError::Cancelled { reference: self.name() }),
+                Some(Ok(())) => {
+                    let kept = self.puller.shelf.layer(&layer.name).await;
+                    let kept = kept.ok_or_else(|| ImageError::Cancelled { reference: self.name() })?;
+                    self.board
+                        .layer(layer.at, if seat.leads { LayerState::Done } else { LayerState::Shared });
+                    return Ok(kept);
+                }
+            }
+        }
+    }
+
+    /// Downloads and unpacks one layer in one pass.
+    async fn bring(&self, layer: &Wanted) -> Result<(), ImageError> {
+        let puller = &self.puller;
+        let _permit = puller.downloads.acquire().await.expect("it is never closed");
+        let begun = Instant::now();
+        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
+        off_thread(move || shelf.expect(&name)).await?;
+        let limits = unpack::Limits {
+            bytes: puller.config.limits.image_bytes,
+            entries: puller.config.limits.entries,
+            ..unpack::Limits::default()
+        };
+        let job = unpack::Job { diff_id: layer.diff_id.clone(), limits };
+        let started = puller.shelf.store.unpack(&layer.name, &job).await;
+        let mut unpacking = started.map_err(|error| self.store("start to unpack a layer", error))?;
+        let is_all = self.feed(layer, unpacking.as_mut()).await?;
+        self.board.layer(layer.at, LayerState::Unpacking);
+        let finished = unpacking.finish().await;
+        let Unpacked { report, commit } = finished.map_err(|error| self.store("unpack a layer", error))?;
+        let report = unpack::read_result(&report)
+            .map_err(|error| self.store("read what the unpacker says", io::Error::other(error)))?
+            .map_err(|error| self.unpack(layer, error))?;
+        if !is_all {
+            return Err(self.store("unpack a layer", io::Error::other("the unpacker did not read all of it")));
+        }
+        commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
+        let kept = KeptLayer {
+            bytes: report.file_bytes,
+            entries: report.entries,
+            root_opaque: report.root_opaque,
+            implicit_dirs: report.implicit_dirs,
+            special_dirs: report.special_dirs,
+        };
+        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
+        off_thread(move || shelf.keep(&name, kept)).await?;
+        puller.observer.layer_unpacked(begun.elapsed());
+        Ok(())
+    }
+
+    /// Hands every byte to the unpacker, and says whether it took them all. One that reads no more
+    /// will say why when it is asked.
+    async fn feed(&self, layer: &Wanted, unpacking: &mut dyn Unpacking) -> Result<bool, ImageError> {
+        let blob = match &layer.source {
+            Source::Bytes(bytes) => {
+                return Ok(unpacking.write(bytes.clone()).await.is_ok());
+            }
+            Source::Registry(blob) => blob,
+        };
+        let mut download = Download::new(&self.puller.registries, &self.image, blob);
+        let mut said = 0;
+        self.board.layer(layer.at, LayerState::Downloading { bytes: 0, of: blob.size });
+        while let Some(bytes) = download.next().await? {
+            self.puller.observer.bytes_downloaded(bytes.len() as u64);
+            if unpacking.write(bytes).await.is_err() {
+                return Ok(false);
+            }
+            if download.received - said >= PROGRESS_BYTES {
+                said = download.received;
+                self.board.layer(layer.at, LayerState::Downloading { bytes: said, of: blob.size });
+            }
+        }
+        Ok(true)
+    }
+
+    /// The names of what a rootfs is made of, the topmost first, with a fix-up on top if it needs one.
+    async fn stack(
+        &self,
+        wanted: &[Wanted],
+        kept: &BTreeMap<String, KeptLayer>,
+    ) -> Result<(Vec<String>, Option<Hold>), ImageError> {
+        let mut names = Vec::new();
+        let mut layers = Vec::new();
+        for Wanted { name, .. } in wanted.iter().rev() {
+            let Some(layer) = kept.get(name).filter(|layer| layer.entries > 0) else { continue };
+            names.push(name.clone());
+            layers.push(layer.clone());
+            if layer.root_opaque {
+                break;
+            }
+        }
+        let Some(archive) = fixup::archive(&layers) else { return Ok((names, None)) };
+        let diff_id = digest::sha256(&archive);
+        let name = digest::hex_of(&diff_id).expect("it is a digest").to_owned();
+        let hold = self.puller.shelf.hold(vec![name.clone()]);
+        let at = wanted.len();
+        self.fetch(Wanted { at, name: name.clone(), diff_id, source: Source::Bytes(archive.into()) }).await?;
+        names.insert(0, name);
+        Ok((names, Some(hold)))
+    }
+
+    fn ask(&self, method: Method, wanted: &str) -> Ask<'_> {
+        Ask {
+            image: &self.image,
+            method,
+            path: format!("manifests/{wanted}"),
+            accept: Some(manifest::ACCEPT),
+            from_byte: 0,
+        }
+    }
+
+    fn name(&self) -> String {
+        self.image.to_string()
+    }
+
+    fn bad(&self, reason: String) -> ImageError {
+        ImageError::BadImage { reference: self.name(), reason }
+    }
+
+    fn too_large(&self, what: &str, limit: u64) -> ImageError {
+        ImageError::TooLarge { reference: self.name(), what: what.into(), limit }
+    }
+
+    fn platform(&self, available: String) -> ImageError {
+        ImageError::Platform {
+            reference: self.name(),
+            wanted: self.puller.config.platform.to_string(),
+            available,
+        }
+    }
+
+    fn store(&self, doing: &str, error: io::Error) -> ImageError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                ImageError::NoSpace { reference: self.name() }
+            }
+            _ => broken(doing, error),
+        }
+    }
+
+    fn unpack(&self, layer: &Wanted, error: UnpackError) -> ImageError {
+        match error {
+            UnpackError::NoSpace => ImageError::NoSpace { reference: self.name() },
+            UnpackError::TooLarge { what, limit } => self.too_large(&what, limit),
+            source => ImageError::BadLayer { reference: self.name(), layer: layer.diff_id.clone(), source },
+        }
+    }
+}
+
+fn header(response: &reqwest::Response, name: &str) -> Option<String> {
+    response.headers().get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Syncing a file may take its time, and no thread of the runtime has that.
+async fn off_thread(
+    work: impl FnOnce() -> Result<(), ImageError> + Send + 'static,
+) -> Result<(), ImageError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(broken("write a record", io::Error::other(error))))
+}
