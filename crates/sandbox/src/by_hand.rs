@@ -14,24 +14,44 @@ use crate::step::{At, Failure};
 use crate::sys::{self, Fork};
 use crate::{client, packet};
 
+/// The exit code for everything that is not the program's doing, as container tools have it.
+const OUR_FAULT: u8 = 125;
+
+/// A child does the work and leaves the host's file tree for it; this process stays, waits, and
+/// removes the folder that the child needed.
 pub(crate) fn run(spec: &str, layers: Option<&str>) -> ExitCode {
-    match try_run(spec.as_ref(), layers.map(Path::new)) {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("sandglass-launcher: {failure}");
-            ExitCode::from(125)
+    let state = std::env::temp_dir().join(format!("sandglass-by-hand-{}", std::process::id()));
+    let code = match sys::fork() {
+        Ok(Fork::Child) => {
+            std::process::exit(i32::from(in_child(spec.as_ref(), layers.map(Path::new), &state)))
         }
-    }
+        Ok(Fork::Parent(child)) => match sys::wait(Some(child), true) {
+            Ok(Some((_, status))) if libc::WIFEXITED(status) => libc::WEXITSTATUS(status) as u8,
+            _ => OUR_FAULT,
+        },
+        Err(errno) => {
+            eprintln!("sandglass-launcher: fork: {}", errno.desc());
+            OUR_FAULT
+        }
+    };
+    let _ = std::fs::remove_dir_all(&state);
+    ExitCode::from(code)
 }
 
-fn try_run(spec: &Path, layers: Option<&Path>) -> Result<ExitCode, Failure> {
+fn in_child(spec: &Path, layers: Option<&Path>, state: &Path) -> u8 {
+    try_run(spec, layers, state).unwrap_or_else(|failure| {
+        eprintln!("sandglass-launcher: {failure}");
+        OUR_FAULT
+    })
+}
+
+fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failure> {
     let spec = std::fs::read(spec).at("read spec")?;
     let spec = client::memfd("spec", &spec).at("hold spec")?;
-    let state = std::env::temp_dir().join(format!("sandglass-by-hand-{}", std::process::id()));
     let options = Options {
         program: Path::new("/proc/self/exe").into(),
         layers: layers.map_or_else(|| state.join("layers"), Path::to_owned),
-        state,
+        state: state.to_owned(),
         cgroup_parent: None,
         host_image: true,
         server_pid: std::process::id() as i32,
@@ -49,13 +69,13 @@ fn try_run(spec: &Path, layers: Option<&Path>) -> Result<ExitCode, Failure> {
         Fork::Parent(pid) => pid,
     };
     drop(job);
-    let mut code = ExitCode::from(125);
+    let mut code = OUR_FAULT;
     while let Some((event, _)) = packet::receive::<Event>(ours.as_fd()).at("hear keeper")? {
         eprintln!("{}", serde_json::to_string(&event).unwrap_or_default());
         if let Event::Finished(finished) = &event
             && let run::Exit::Code(exit) = finished.exit
         {
-            code = ExitCode::from(exit);
+            code = exit;
         }
     }
     let _ = sys::wait(Some(pid), true);
