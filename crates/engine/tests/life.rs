@@ -85,8 +85,8 @@ impl Launcher for Script {
     fn launch(&self, _: Launch) -> BoxFuture<'_, Result<Launched, LaunchError>> {
         let acts =
             self.runs.lock().unwrap().pop_front().expect("the test launched more runs than it scripted");
-        let (stdout, mut out) = tokio::io::simplex(1 << 16);
-        let (stderr, mut err) = tokio::io::simplex(1 << 16);
+        let (stdout, mut out) = tokio::io::duplex(1 << 16);
+        let (stderr, mut err) = tokio::io::duplex(1 << 16);
         let (says, events) = mpsc::unbounded_channel();
         let (kills, mut killed) = mpsc::unbounded_channel();
         tokio::spawn(async move {
