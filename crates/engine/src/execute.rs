@@ -305,14 +305,20 @@ pub fn problem_name(error: &ImageError) -> &'static str {
         ImageError::Unauthorized { .. } => "image-unauthorized",
         ImageError::RateLimited { .. } => "registry-rate-limited",
         ImageError::Registry { .. } => "registry-failed",
-        ImageError::BadLayer { source: UnpackError::NoSpace, .. } | ImageError::NoSpace { .. } => {
-            "store-full"
-        }
-        ImageError::BadLayer { source: UnpackError::TooLarge { .. }, .. } => "image-too-large",
-        ImageError::BadLayer { source: UnpackError::Io { .. } | UnpackError::BadJob { .. }, .. } => {
-            "store-failed"
-        }
-        ImageError::BadImage { .. } | ImageError::BadLayer { .. } => "bad-image",
+        ImageError::BadLayer { source, .. } => match **source {
+            UnpackError::NoSpace => "store-full",
+            UnpackError::TooLarge { .. } => "image-too-large",
+            UnpackError::Io { .. } | UnpackError::BadJob { .. } => "store-failed",
+            UnpackError::Compression { .. }
+            | UnpackError::Archive { .. }
+            | UnpackError::TrailingGarbage
+            | UnpackError::BadEntry { .. }
+            | UnpackError::LinkTarget { .. }
+            | UnpackError::DiffId { .. }
+            | UnpackError::Input { .. } => "bad-image",
+        },
+        ImageError::NoSpace { .. } => "store-full",
+        ImageError::BadImage { .. } => "bad-image",
         ImageError::Platform { .. } => "image-platform",
         ImageError::TooLarge { .. } => "image-too-large",
         ImageError::NotPresent { .. } => "image-not-present",
