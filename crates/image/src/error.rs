@@ -24,7 +24,7 @@ pub enum ImageError {
     #[error("image {reference} can't be used: {reason}")]
     BadImage { reference: String, reason: String },
     #[error("layer {layer} of image {reference} can't be unpacked")]
-    BadLayer { reference: String, layer: String, source: UnpackError },
+    BadLayer { reference: String, layer: String, source: Box<UnpackError> },
     #[error("image {reference} is not made for {wanted}, only for {available}")]
     Platform { reference: String, wanted: String, available: String },
     #[error("image {reference} has more {what} than the limit of {limit}")]

@@ -19,7 +19,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, applic
 #[derive(Debug)]
 pub(crate) enum Document {
     Index(OciImageIndex),
-    Image(OciImageManifest),
+    Image(Box<OciImageManifest>),
 }
 
 /// The fields that tell the kinds of documents apart.
@@ -67,7 +67,7 @@ pub(crate) fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Document,
     let broken = |error| format!("its manifest is broken: {error}");
     Ok(match is_index {
         true => Document::Index(serde_json::from_slice(bytes).map_err(broken)?),
-        false => Document::Image(serde_json::from_slice(bytes).map_err(broken)?),
+        false => Document::Image(Box::new(serde_json::from_slice(bytes).map_err(broken)?)),
     })
 }
 

@@ -176,7 +176,7 @@ impl Pull {
     async fn manifest(
         &self,
         resolved: Option<String>,
-    ) -> Result<(String, String, oci_client::manifest::OciImageManifest), ImageError> {
+    ) -> Result<(String, String, Box<oci_client::manifest::OciImageManifest>), ImageError> {
         let mut wanted = resolved.unwrap_or_else(|| self.image.wanted().to_owned());
         let mut top = None;
         for _ in 0..=MOST_INDEXES {
@@ -455,7 +455,10 @@ impl Pull {
         match error {
             UnpackError::NoSpace => ImageError::NoSpace { reference: self.name() },
             UnpackError::TooLarge { what, limit } => self.too_large(&what, limit),
-            source => ImageError::BadLayer { reference: self.name(), layer: layer.diff_id.clone(), source },
+            error => {
+                let source = Box::new(error);
+                ImageError::BadLayer { reference: self.name(), layer: layer.diff_id.clone(), source }
+            }
         }
     }
 }

@@ -145,14 +145,16 @@ pub(crate) fn is_public(address: IpAddr) -> bool {
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let local = address.is_private() || address.is_loopback() || address.is_link_local();
-    let special = match address.octets() {
-        [0, ..] | [224..=255, ..] => true,
-        [100, 64..=127, ..] => true,
-        [192, 0, 0 | 2, _] | [192, 88, 99, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => {
-            true
-        }
-        _ => false,
-    };
+    let special = matches!(
+        address.octets(),
+        [0 | 224..=255, ..]
+            | [100, 64..=127, ..]
+            | [192, 0, 0 | 2, _]
+            | [192, 88, 99, _]
+            | [198, 18 | 19, ..]
+            | [198, 51, 100, _]
+            | [203, 0, 113, _]
+    );
     !local && !special
 }
 

@@ -149,7 +149,9 @@ mod tests {
 
     fn challenge(headers: &[&str]) -> Option<Challenge> {
         let mut map = HeaderMap::new();
-        headers.iter().for_each(|header| drop(map.append(WWW_AUTHENTICATE, header.parse().unwrap())));
+        for header in headers {
+            map.append(WWW_AUTHENTICATE, header.parse().unwrap());
+        }
         Challenge::find(&map)
     }
 
