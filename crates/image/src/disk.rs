@@ -30,6 +30,9 @@ pub(crate) struct ImageRecord {
     pub(crate) bytes: u64,
     pub(crate) pulled_at: Timestamp,
     pub(crate) last_used_at: Timestamp,
+    /// When the record was written last, if this process has done so.
+    #[serde(skip)]
+    pub(crate) saved_at: Option<Timestamp>,
 }
 
 /// What is known of one layer.

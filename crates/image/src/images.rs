@@ -10,7 +10,7 @@ use crate::board::Board;
 use crate::disk::{Disk, ImageRecord};
 use crate::flight::Flights;
 use crate::lease::Guard;
-use crate::pull::{Pulled, Puller};
+use crate::pull::{Pulled, Puller, off_thread};
 use crate::reference::Reference;
 use crate::shelf::Shelf;
 use crate::{
@@ -99,7 +99,8 @@ impl Images {
     /// Forgets the image. Layers that another image or a lease needs stay until those are gone too.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
         let name = Reference::parse(reference)?.to_string();
-        if !self.inner.shelf.remove(&name)? {
+        let (shelf, removed) = (Arc::clone(&self.inner.shelf), name.clone());
+        if !off_thread(move || shelf.remove(&removed)).await? {
             return Err(ImageError::NotPresent { reference: name });
         }
         self.inner.observer.image_removed();

@@ -16,6 +16,7 @@ mod disk;
 mod download;
 mod fixup;
 mod flight;
+mod layers;
 mod manifest;
 mod pull;
 mod reference;

@@ -3,15 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
-use unpack::UnpackError;
 
 use crate::board::Board;
 use crate::digest;
@@ -19,53 +15,36 @@ use crate::disk::{ImageRecord, KeptLayer, broken};
 use crate::download::Download;
 use crate::fixup;
 use crate::flight::Flights;
+use crate::layers::{Source, Wanted};
 use crate::manifest::{self, BadConfig, Blob, Described, Document};
 use crate::reference::Reference;
 use crate::registry::{Ask, Registries};
 use crate::retry::Failure;
 use crate::shelf::{Hold, Shelf};
-use crate::{Config, ImageError, LayerState, Observer, Progress, Unpacked, Unpacking};
+use crate::{Config, ImageError, Observer, Progress};
 
 /// An index may lead to an index, and that one to an image.
 const MOST_INDEXES: usize = 2;
-/// How many bytes lie between two words about a download.
-const PROGRESS_BYTES: u64 = 1 << 20;
 const HEADER_DIGEST: &str = "docker-content-digest";
 
 pub(crate) struct Puller {
     pub(crate) config: Config,
     pub(crate) shelf: Arc<Shelf>,
-    registries: Registries,
-    observer: Arc<dyn Observer>,
-    layers: Flights<Result<(), ImageError>>,
-    downloads: Semaphore,
+    pub(crate) registries: Registries,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) layers: Flights<Result<(), ImageError>>,
+    pub(crate) downloads: Semaphore,
 }
 
 /// What all who waited for a pull get.
 pub(crate) type Pulled = Arc<(ImageRecord, Arc<Hold>)>;
 
-/// One layer of the image that is being pulled.
-#[derive(Clone)]
-struct Wanted {
-    at: usize,
-    name: String,
-    diff_id: String,
-    /// Where the bytes are; a fix-up brings its own.
-    source: Source,
-}
-
-#[derive(Clone)]
-enum Source {
-    Registry(Blob),
-    Bytes(Bytes),
-}
-
 /// One pull: the image and whom to tell about it.
 #[derive(Clone)]
-struct Pull {
-    puller: Arc<Puller>,
-    image: Reference,
-    board: Arc<Board>,
+pub(crate) struct Pull {
+    pub(crate) puller: Arc<Puller>,
+    pub(crate) image: Reference,
+    pub(crate) board: Arc<Board>,
 }
 
 impl Puller {
@@ -144,6 +123,7 @@ impl Pull {
             bytes: kept.values().map(|layer| layer.bytes).sum(),
             pulled_at: now,
             last_used_at: now,
+            saved_at: Some(now),
         };
         let hold = shelf.hold(record.layers.clone());
         let (shelf, image) = (Arc::clone(shelf), record.clone());
@@ -258,134 +238,6 @@ impl Pull {
         Ok(wanted.collect())
     }
 
-    /// Fetches what is missing, the largest first: it takes the longest, whatever happens beside it.
-    async fn fetch_all(&self, wanted: &[Wanted]) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
-        let (first, copies): (Vec<_>, Vec<_>) =
-            wanted.iter().cloned().partition(|layer| !layer.name.contains('-'));
-        let mut kept = self.fetch_some(first).await?;
-        // A copy of a layer without entries would change nothing.
-        let is_empty = |layer: &Wanted| {
-            let original = layer.name.split('-').next().and_then(|name| kept.get(name));
-            original.is_some_and(|original| original.entries == 0)
-        };
-        let copies = copies.into_iter().filter(|layer| !is_empty(layer)).collect();
-        let more = self.fetch_some(copies).await?;
-        kept.extend(more);
-        let limits = &self.puller.config.limits;
-        if kept.values().map(|layer| layer.bytes).sum::<u64>() > limits.image_bytes {
-            return Err(self.too_large("bytes", limits.image_bytes));
-        }
-        if kept.values().map(|layer| layer.entries).sum::<u64>() > limits.entries {
-            return Err(self.too_large("entries", limits.entries));
-        }
-        Ok(kept)
-    }
-
-    async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
-        wanted.sort_by_key(|layer| match &layer.source {
-            Source::Registry(blob) => std::cmp::Reverse(blob.size),
-            Source::Bytes(bytes) => std::cmp::Reverse(bytes.len() as u64),
-        });
-        let fetch = |layer: Wanted| {
-            let pull = self.clone();
-            async move { Ok((layer.name.clone(), pull.fetch(layer).await?)) }.boxed()
-        };
-        let parallel = self.puller.config.parallel_layers.max(1);
-        stream::iter(wanted).map(fetch).buffer_unordered(parallel).try_collect().await
-    }
-
-    /// A layer, from here or from wherever it is. The caller holds it.
-    async fn fetch(&self, layer: Wanted) -> Result<KeptLayer, ImageError> {
-        loop {
-            if let Some(kept) = self.puller.shelf.layer(&layer.name).await {
-                self.board.layer(layer.at, LayerState::Shared);
-                return Ok(kept);
-            }
-            let (pull, name) = (self.clone(), layer.name.clone());
-            let mut seat = self.puller.layers.join(&name, |()| {
-                let layer = layer.clone();
-                async move { pull.bring(&layer).await }
-            });
-            match seat.result().await {
-                // Another image's registry failed us; ours may not.
-                Some(Err(_)) | None if !seat.leads => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(ImageError::Cancelled { reference: self.name() }),
-                Some(Ok(())) => {
-                    let kept = self.puller.shelf.layer(&layer.name).await;
-                    let kept = kept.ok_or_else(|| ImageError::Cancelled { reference: self.name() })?;
-                    self.board
-                        .layer(layer.at, if seat.leads { LayerState::Done } else { LayerState::Shared });
-                    return Ok(kept);
-                }
-            }
-        }
-    }
-
-    /// Downloads and unpacks one layer in one pass.
-    async fn bring(&self, layer: &Wanted) -> Result<(), ImageError> {
-        let puller = &self.puller;
-        let _permit = puller.downloads.acquire().await.expect("it is never closed");
-        let begun = Instant::now();
-        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
-        off_thread(move || shelf.expect(&name)).await?;
-        let limits = unpack::Limits {
-            bytes: puller.config.limits.image_bytes,
-            entries: puller.config.limits.entries,
-            ..unpack::Limits::default()
-        };
-        let job = unpack::Job { diff_id: layer.diff_id.clone(), limits };
-        let started = puller.shelf.store.unpack(&layer.name, &job).await;
-        let mut unpacking = started.map_err(|error| self.store("start to unpack a layer", error))?;
-        let is_all = self.feed(layer, unpacking.as_mut()).await?;
-        self.board.layer(layer.at, LayerState::Unpacking);
-        let finished = unpacking.finish().await;
-        let Unpacked { report, commit } = finished.map_err(|error| self.store("unpack a layer", error))?;
-        let report = unpack::read_result(&report)
-            .map_err(|error| self.store("read what the unpacker says", io::Error::other(error)))?
-            .map_err(|error| self.unpack(layer, error))?;
-        if !is_all {
-            return Err(self.store("unpack a layer", io::Error::other("the unpacker did not read all of it")));
-        }
-        commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
-        let kept = KeptLayer {
-            bytes: report.file_bytes,
-            entries: report.entries,
-            root_opaque: report.root_opaque,
-            implicit_dirs: report.implicit_dirs,
-            special_dirs: report.special_dirs,
-        };
-        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
-        off_thread(move || shelf.keep(&name, kept)).await?;
-        puller.observer.layer_unpacked(begun.elapsed());
-        Ok(())
-    }
-
-    /// Hands every byte to the unpacker, and says whether it took them all. One that reads no more
-    /// will say why when it is asked.
-    async fn feed(&self, layer: &Wanted, unpacking: &mut dyn Unpacking) -> Result<bool, ImageError> {
-        let blob = match &layer.source {
-            Source::Bytes(bytes) => {
-                return Ok(unpacking.write(bytes.clone()).await.is_ok());
-            }
-            Source::Registry(blob) => blob,
-        };
-        let mut download = Download::new(&self.puller.registries, &self.image, blob);
-        let mut said = 0;
-        self.board.layer(layer.at, LayerState::Downloading { bytes: 0, of: blob.size });
-        while let Some(bytes) = download.next().await? {
-            self.puller.observer.bytes_downloaded(bytes.len() as u64);
-            if unpacking.write(bytes).await.is_err() {
-                return Ok(false);
-            }
-            if download.received - said >= PROGRESS_BYTES {
-                said = download.received;
-                self.board.layer(layer.at, LayerState::Downloading { bytes: said, of: blob.size });
-            }
-        }
-        Ok(true)
-    }
-
     /// The names of what a rootfs is made of, the topmost first, with a fix-up on top if it needs one.
     async fn stack(
         &self,
@@ -422,15 +274,15 @@ impl Pull {
         }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.image.to_string()
     }
 
-    fn bad(&self, reason: String) -> ImageError {
+    pub(crate) fn bad(&self, reason: String) -> ImageError {
         ImageError::BadImage { reference: self.name(), reason }
     }
 
-    fn too_large(&self, what: &str, limit: u64) -> ImageError {
+    pub(crate) fn too_large(&self, what: &str, limit: u64) -> ImageError {
         ImageError::TooLarge { reference: self.name(), what: what.into(), limit }
     }
 
@@ -441,26 +293,6 @@ impl Pull {
             available,
         }
     }
-
-    fn store(&self, doing: &str, error: io::Error) -> ImageError {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                ImageError::NoSpace { reference: self.name() }
-            }
-            _ => broken(doing, error),
-        }
-    }
-
-    fn unpack(&self, layer: &Wanted, error: UnpackError) -> ImageError {
-        match error {
-            UnpackError::NoSpace => ImageError::NoSpace { reference: self.name() },
-            UnpackError::TooLarge { what, limit } => self.too_large(&what, limit),
-            error => {
-                let source = Box::new(error);
-                ImageError::BadLayer { reference: self.name(), layer: layer.diff_id.clone(), source }
-            }
-        }
-    }
 }
 
 fn header(response: &reqwest::Response, name: &str) -> Option<String> {
@@ -468,10 +300,9 @@ fn header(response: &reqwest::Response, name: &str) -> Option<String> {
 }
 
 /// Syncing a file may take its time, and no thread of the runtime has that.
-async fn off_thread(
-    work: impl FnOnce() -> Result<(), ImageError> + Send + 'static,
-) -> Result<(), ImageError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(broken("write a record", io::Error::other(error))))
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(broken("write a record", io::Error::other(error))))
 }

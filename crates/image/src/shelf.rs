@@ -21,6 +21,8 @@ pub(crate) struct Shelf {
     pub(crate) disk: Disk,
     pub(crate) store: Arc<dyn LayerStore>,
     state: Mutex<State>,
+    /// Held while an image's record is written or removed, so that no old one outlives a new one.
+    writing: Mutex<()>,
     /// Rung when a layer has been removed.
     removed: Notify,
     /// Leases are dropped anywhere; layers are removed here.
@@ -112,7 +114,14 @@ impl Shelf {
         }
         let (removed, runtime) = (Notify::new(), Handle::current());
         let all: Vec<String> = state.layers.keys().cloned().collect();
-        let shelf = Arc::new(Self { disk, store, state: Mutex::new(state), removed, runtime });
+        let shelf = Arc::new(Self {
+            disk,
+            store,
+            state: Mutex::new(state),
+            writing: Mutex::default(),
+            removed,
+            runtime,
+        });
         shelf.sweep(&mut shelf.lock(), &all);
         Ok(shelf)
     }
@@ -121,14 +130,19 @@ impl Shelf {
     pub(crate) fn take(self: &Arc<Self>, reference: &str) -> Option<(ImageRecord, Hold)> {
         let mut state = self.lock();
         let image = state.images.get_mut(reference)?;
-        let used_before = image.last_used_at;
-        image.last_used_at = Timestamp::now();
+        let now = Timestamp::now();
+        image.last_used_at = now;
+        let is_stale =
+            image.saved_at.is_none_or(|saved| now.duration_since(saved).unsigned_abs() > LAST_USED_PRECISION);
+        if is_stale {
+            image.saved_at = Some(now);
+        }
         let image = image.clone();
         let hold = self.hold_locked(&mut state, image.layers.clone());
         drop(state);
-        if image.last_used_at.duration_since(used_before).unsigned_abs() > LAST_USED_PRECISION {
-            let (shelf, record) = (Arc::clone(self), image.clone());
-            self.runtime.spawn_blocking(move || shelf.disk.write_image(&record));
+        if is_stale {
+            let (shelf, reference) = (Arc::clone(self), reference.to_owned());
+            self.runtime.spawn_blocking(move || shelf.save(&reference));
         }
         Some((image, hold))
     }
@@ -174,6 +188,7 @@ impl Shelf {
 
     /// Puts an image on the shelf, whose layers the caller holds.
     pub(crate) fn put(self: &Arc<Self>, image: ImageRecord) -> Result<(), ImageError> {
+        let _writing = self.writing.lock().expect("no holder panics");
         self.disk.write_image(&image)?;
         let mut state = self.lock();
         if let Some(before) = state.insert(image) {
@@ -182,7 +197,17 @@ impl Shelf {
         Ok(())
     }
 
+    /// Writes what an image's record says now, if there still is one.
+    fn save(&self, reference: &str) {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let Some(image) = self.image(reference) else { return };
+        if let Err(error) = self.disk.write_image(&image) {
+            tracing::warn!(reference, error = ?error, "can't write when an image was last used");
+        }
+    }
+
     pub(crate) fn remove(self: &Arc<Self>, reference: &str) -> Result<bool, ImageError> {
+        let _writing = self.writing.lock().expect("no holder panics");
         let Some(image) = self.lock().remove(reference) else { return Ok(false) };
         self.disk.remove_image(reference)?;
         self.sweep(&mut self.lock(), &image.layers);
