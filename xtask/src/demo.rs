@@ -1,20 +1,19 @@
 //! The first command of the README: build, serve, and show what a first run looks like.
 //! The server takes the place of this process, so that Ctrl-C reaches it and nothing stands between;
-//! the first request comes from a second process.
+//! the first request comes from a second process, which is no child of the server's.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::{CommandExt, parent_id};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use serde_json::Value;
 
-use crate::cargo;
+use crate::{cargo, pretty};
 
 const ADDRESS: &str = "127.0.0.1:8080";
 const BODY: &str = r#"{"image":"host","cmd":"echo","args":["hello from a fresh sandbox"]}"#;
@@ -22,7 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     match words {
-        [word, address] if word == "first-run" => show_first_run(address),
+        [word, address, server] if word == "client" => {
+            // Whoever started us goes on at once; the client that we leave behind is nobody's to wait for.
+            this_program(&["demo", "first-run", address, server])?
+                .spawn()
+                .context("start the first client")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        [word, address, server] if word == "first-run" => show_first_run(address, server),
         [] => serve(ADDRESS),
         [option, address] if option == "--listen" => serve(address),
         _ => bail!("usage: cargo xtask demo [--listen ADDRESS:PORT]"),
@@ -39,9 +45,17 @@ fn serve(address: &str) -> Result<ExitCode> {
     let mut command = as_root(programs.get("sandglass")?)?;
     command.args(["serve", "--allow-host-image", "--log", "warn", "--listen", address]);
     command.arg("--data-dir").arg(data_dir()?);
-    let this = std::env::current_exe().context("find this program")?;
-    Command::new(this).args(["demo", "first-run", address]).spawn().context("start the first client")?;
+    let server = std::process::id().to_string();
+    let client =
+        this_program(&["demo", "client", address, &server])?.status().context("start the first client")?;
+    ensure!(client.success(), "the first client could not be started");
     Err(anyhow!(command.exec()).context("start the server"))
+}
+
+fn this_program(words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("find this program")?);
+    command.args(words);
+    Ok(command)
 }
 
 /// Namespaces with many ids, cgroups and mounts are root's to make.
@@ -75,21 +89,20 @@ fn data_dir() -> Result<PathBuf> {
 }
 
 /// Waits until the server is ready, runs `echo` once and shows the answer.
-fn show_first_run(address: &str) -> Result<ExitCode> {
-    let server = parent_id();
+fn show_first_run(address: &str, server: &str) -> Result<ExitCode> {
+    let server = Path::new("/proc").join(server);
     let started = Instant::now();
     while !request(address, "GET", "/readyz", "").is_ok_and(|(status, _)| status == 200) {
         // Whatever kept the server from starting has been said by the server.
-        if parent_id() != server {
+        if !server.exists() {
             return Ok(ExitCode::FAILURE);
         }
         ensure!(started.elapsed() < PATIENCE, "the server was not ready within {} s", PATIENCE.as_secs());
         sleep(Duration::from_millis(20));
     }
     let (status, body) = request(address, "POST", "/runs", BODY)?;
-    let run: Value = serde_json::from_str(&body).context("read the first run")?;
     println!("\n$ curl -s http://{address}/runs -d '{BODY}'");
-    println!("{}", serde_json::to_string_pretty(&run)?);
+    println!("{}", pretty::json(&body));
     ensure!(status == 200, "the first run was answered with {status}");
     println!("\nServing on http://{address} until Ctrl-C; its own pages are at http://{address}/docs");
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@
 mod cargo;
 mod demo;
 mod packages;
+mod pretty;
 mod tally;
 mod test;
 
