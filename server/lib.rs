@@ -11,4 +11,6 @@ pub mod privilege;
 pub mod http;
 
 pub mod layers;
+pub mod leaks;
+pub mod log;
 pub mod telemetry;

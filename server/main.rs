@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use sandglass::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    sandglass::cli::Cli::parse().execute()
+    match Cli::try_parse() {
+        Ok(cli) => cli.execute(),
+        Err(error) => cli::misused(&error),
+    }
 }

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
 use crate::layers::LauncherLayers;
+use crate::leaks::Groups;
 use crate::telemetry::Telemetry;
 
 /// How a server ended that had started.
@@ -54,8 +55,7 @@ pub async fn serve(
     };
     let mut stop = StopSignal::listen()?;
     let closing = CancellationToken::new();
-    let serving =
-        tokio::spawn(serve::serve(listener, router::service(Arc::clone(&app)), bounds, closing.clone()));
+    let serving = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
     eprintln!("listening on {address}");
 
@@ -103,6 +103,7 @@ async fn assemble(
         kept_for: Duration::from_secs(config.kept_for_s),
         not_enforced: hello.not_enforced.clone(),
     };
+    let groups = Groups::of_launcher(launcher.pid());
     let launcher = Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
     let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
     Ok(Arc::new(App {
@@ -118,6 +119,7 @@ async fn assemble(
         images,
         hello,
         telemetry,
+        groups,
     }))
 }
 

@@ -2,8 +2,6 @@
 //! Every label value comes from a closed set and exists from the start, so that a rate of zero is a
 //! line on a dashboard and not a gap.
 
-use std::error::Error;
-use std::fmt;
 use std::time::Duration;
 
 use axum::http::Method;
@@ -12,8 +10,6 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 use run::{KilledFor, Outcome, Run};
-
-use crate::config::LogFormat;
 
 const HTTP_S: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -37,40 +33,6 @@ const PULL_RESULTS: [image::PullResult; 6] = [
     image::PullResult::Cancelled,
     image::PullResult::Internal,
 ];
-
-/// An error and what caused it, on one line.
-#[derive(Debug)]
-pub struct Chain<'a>(pub &'a (dyn Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}
-
-/// Starts the log on standard error.
-pub fn start_log(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    use std::io::IsTerminal;
-
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_new(filter)?;
-    let terminal = std::io::stderr().is_terminal();
-    let json = match format {
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-        LogFormat::Auto => !terminal,
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started =
-        if json { log.json().flatten_event(true).try_init() } else { log.with_ansi(terminal).try_init() };
-    started.map_err(|error| anyhow::anyhow!("start the log: {error}"))
-}
 
 /// All metrics of the server.
 #[derive(Debug)]
@@ -104,6 +66,16 @@ pub struct Telemetry {
     cache_misses: IntCounter,
     evictions: IntCounterVec,
     coalesced: IntCounter,
+}
+
+/// How things stand at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Gauges {
+    pub counts: engine::Counts,
+    pub draining: bool,
+    pub images: usize,
+    pub image_bytes: u64,
+    pub cgroups: usize,
 }
 
 /// Makes metrics and puts them into the registry. Names and labels are constants: a mistake in one
@@ -308,17 +280,25 @@ impl Telemetry {
     }
 
     /// What is true at this moment rather than counted: set when somebody looks.
-    pub fn set_gauges(&self, counts: &engine::Counts, draining: bool, images: usize, image_bytes: u64) {
-        let idle = counts.slots.saturating_sub(counts.busy) as i64;
+    pub fn set_gauges(&self, now: &Gauges) {
+        let counts = &now.counts;
+        let idle = counts.slots.saturating_sub(counts.busy);
+        let slots = [
+            ("busy", counts.busy),
+            ("idle", if now.draining { 0 } else { idle }),
+            ("draining", if now.draining { idle } else { 0 }),
+        ];
+        for (state, number) in slots {
+            self.slots.with_label_values(&[state]).set(number as i64);
+        }
+        for (state, number) in [("running", counts.running), ("ending", counts.ending)] {
+            self.sandboxes.with_label_values(&[state]).set(number as i64);
+        }
         self.queue_depth.set(counts.queued as i64);
         self.queue_oldest_age.set(counts.oldest_wait.as_secs_f64());
-        self.slots.with_label_values(&["busy"]).set(counts.busy as i64);
-        self.slots.with_label_values(&["idle"]).set(if draining { 0 } else { idle });
-        self.slots.with_label_values(&["draining"]).set(if draining { idle } else { 0 });
-        self.sandboxes.with_label_values(&["running"]).set(counts.running as i64);
-        self.sandboxes.with_label_values(&["ending"]).set(counts.ending as i64);
-        self.cache_entries.set(images as i64);
-        self.cache_bytes.set(image_bytes as i64);
+        self.cache_entries.set(now.images as i64);
+        self.cache_bytes.set(now.image_bytes as i64);
+        self.cgroups_live.set(now.cgroups as i64);
     }
 
     /// The whole page, in Prometheus' text format.

@@ -42,6 +42,18 @@ pub enum Command {
     Openapi(openapi::Arguments),
 }
 
+/// Says what is wrong with the command line, or shows the help that was asked for. With `run` a code
+/// of 2 could be the program's, so there it is the one that is ours.
+pub fn misused(error: &clap::Error) -> ExitCode {
+    let code = match (error.use_stderr(), std::env::args().nth(1).as_deref()) {
+        (false, _) => 0,
+        (true, Some("run")) => run::OUR_FAULT,
+        (true, _) => 2,
+    };
+    let _ = error.print();
+    ExitCode::from(code)
+}
+
 impl Cli {
     pub fn execute(self) -> ExitCode {
         let result = match self.command {

@@ -38,30 +38,27 @@ impl Launcher for Passthrough {
 
 /// Reads, and lets go of what it has read only when it is written elsewhere.
 struct Tee<W> {
-    from: Box<dyn AsyncRead + Send + Unpin>,
+    /// Absent once nobody listens any more. Our end of the pipe is then closed, and the program
+    /// learns of that as any other does whose reader has gone.
+    from: Option<Box<dyn AsyncRead + Send + Unpin>>,
     to: W,
     buffer: Vec<u8>,
     written: usize,
-    /// Whoever reads our output has gone: the program may go on, nobody sees it.
-    deaf: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Tee<W> {
     fn new(from: Box<dyn AsyncRead + Send + Unpin>, to: W) -> Self {
-        Self { from, to, buffer: Vec::new(), written: 0, deaf: false }
+        Self { from: Some(from), to, buffer: Vec::new(), written: 0 }
     }
 
-    fn poll_pass_on(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while !self.deaf && self.written < self.buffer.len() {
-            match ready!(Pin::new(&mut self.to).poll_write(context, &self.buffer[self.written..])) {
-                Ok(bytes @ 1..) => self.written += bytes,
-                Ok(0) | Err(_) => self.deaf = true,
+    fn poll_pass_on(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.buffer.len() {
+            match ready!(Pin::new(&mut self.to).poll_write(context, &self.buffer[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                bytes => self.written += bytes,
             }
         }
-        if !self.deaf && ready!(Pin::new(&mut self.to).poll_flush(context)).is_err() {
-            self.deaf = true;
-        }
-        Poll::Ready(())
+        Pin::new(&mut self.to).poll_flush(context)
     }
 }
 
@@ -71,17 +68,20 @@ impl<W: AsyncWrite + Unpin> AsyncRead for Tee<W> {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // What was read before is passed on first; only then is there room for more.
-        ready!(self.poll_pass_on(context));
+        // What was read before is passed on first; only then is there room for more, or an end.
+        if ready!(self.poll_pass_on(context)).is_err() {
+            self.from = None;
+        }
+        let Some(from) = &mut self.from else { return Poll::Ready(Ok(())) };
         let mut chunk = [0; 16 * 1024];
         let room = out.remaining().min(chunk.len());
         let mut piece = ReadBuf::new(&mut chunk[..room]);
-        ready!(Pin::new(&mut self.from).poll_read(context, &mut piece))?;
+        ready!(Pin::new(from).poll_read(context, &mut piece))?;
+        out.put_slice(piece.filled());
         self.buffer.clear();
         self.buffer.extend_from_slice(piece.filled());
         self.written = 0;
-        out.put_slice(piece.filled());
-        // As far as it goes at once; the next read does the rest. The end comes only after that.
+        // As far as it goes at once; the next read does the rest.
         let _ = self.poll_pass_on(context);
         Poll::Ready(Ok(()))
     }
@@ -110,11 +110,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_goes_away_does_not_stop_the_program() {
+    async fn a_program_learns_that_its_reader_has_gone() {
         let (to, other) = tokio::io::duplex(10);
         drop(other);
-        let mut tee = Tee::new(Box::new(io::Cursor::new(vec![1; 100_000])), to);
-        let mut kept = Vec::new();
-        assert_eq!(tee.read_to_end(&mut kept).await.unwrap(), 100_000);
+        let (program, pipe) = tokio::io::duplex(10);
+        let mut tee = Tee::new(Box::new(pipe), to);
+        let writing = tokio::spawn(async move {
+            let mut program = program;
+            tokio::io::AsyncWriteExt::write_all(&mut program, &[1; 100_000]).await
+        });
+        tee.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!(writing.await.unwrap().is_err());
     }
 }

@@ -57,10 +57,10 @@ impl Bars {
     fn show(&mut self, progress: Progress) {
         match progress {
             Progress::Resolving { reference } => {
-                self.screen.println(format!("resolving {reference}")).unwrap_or(())
+                self.screen.println(format!("resolving {reference}")).unwrap_or_default();
             }
             Progress::Resolved { layers, .. } => {
-                self.layers = (0..layers).map(|layer| self.bar(layer)).collect()
+                self.layers = (0..layers).map(|layer| self.bar(layer)).collect();
             }
             Progress::Layer { layer, state } => self.show_layer(layer, &state),
             Progress::Committing | Progress::Ready { .. } => {}

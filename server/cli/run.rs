@@ -18,7 +18,7 @@ use super::passthrough::Passthrough;
 use super::{pull, run_spec, stdin};
 
 /// Our own fault, as `docker run` and `timeout` say it.
-const OUR_FAULT: u8 = 125;
+pub(super) const OUR_FAULT: u8 = 125;
 const TIME_LIMIT: u8 = 124;
 const MEMORY_LIMIT: u8 = 137;
 const CANNOT_EXECUTE: u8 = 126;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::flags::ConfigFlags;
 use crate::http::serve::Listener;
 use crate::privilege::Identity;
-use crate::{posture, privilege, start, telemetry};
+use crate::{log, posture, privilege, start};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -22,7 +22,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         print!("{}", toml::to_string(&config)?);
         return Ok(ExitCode::SUCCESS);
     }
-    telemetry::start_log(config.log_format, &config.log)?;
+    log::start(config.log_format, &config.log)?;
     let listener = Listener::bind(&config.listen_at()?)?;
 
     // Everything that needs privilege, while this process has one thread.

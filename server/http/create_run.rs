@@ -3,15 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
-use run::{
-    Command, FileContent, FileSpec, Limits, LimitsRequest, Maxima, OnOutputLimit, OutputEncoding, Profile,
-    Pull, RunSpec, Stdin,
-};
+use run::{Limits, LimitsRequest, Maxima, OnOutputLimit, OutputEncoding, Profile, Pull, RunSpec};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::checks::*;
 use super::fields::{self, Fields, child};
 use super::problem::{BadValue, Problem};
 
@@ -19,12 +16,6 @@ pub const MAX_ARGS: usize = 4096;
 pub const MAX_ENV: usize = 1024;
 pub const MAX_FILES: usize = 1000;
 pub const MAX_LABELS: usize = 32;
-pub const MAX_IMAGE_BYTES: usize = 512;
-const MAX_PATH_BYTES: usize = 4095;
-const MAX_NAME_BYTES: usize = 255;
-const MAX_ID: u64 = 65_535;
-const PRIORITIES: std::ops::RangeInclusive<i64> = -1000..=1000;
-const PAGE_BYTES: u64 = 4096;
 
 /// What a request is measured against.
 #[derive(Clone, Debug)]
@@ -87,7 +78,7 @@ pub enum StdinRequest {
 pub struct StdinBytes {
     /// Standard alphabet, padded (RFC 4648, section 4).
     #[schema(content_encoding = "base64", example = "aGVsbG8K")]
-    base64: String,
+    pub(super) base64: String,
 }
 
 /// One file that is written before the program starts. Exactly one of `text` and `base64`.
@@ -97,14 +88,14 @@ pub struct StdinBytes {
 pub struct FileRequest {
     /// Absolute, or relative to the working directory. Parents are created.
     #[schema(min_length = 1, max_length = 4095, example = "data/in.txt")]
-    path: String,
-    text: Option<String>,
+    pub(super) path: String,
+    pub(super) text: Option<String>,
     /// Standard alphabet, padded (RFC 4648, section 4).
     #[schema(content_encoding = "base64")]
-    base64: Option<String>,
+    pub(super) base64: Option<String>,
     /// Permissions in octal; `0644` if absent.
     #[schema(pattern = "^0?[0-7]{3}$", example = "0644")]
-    mode: Option<String>,
+    pub(super) mode: Option<String>,
 }
 
 /// What the run can reach.
@@ -188,10 +179,7 @@ impl CreateRun {
         check_env(&env, &mut bad);
         check_labels(&labels, &mut bad);
         let files = check_files(self.files.unwrap_or_default(), &limits, &mut bad);
-        let priority = self.priority.unwrap_or_default();
-        if !PRIORITIES.contains(&priority) {
-            bad.push(BadValue::at("/priority", "must be from -1000 to 1000"));
-        }
+        let priority = check_priority(self.priority.unwrap_or_default(), &mut bad);
         if self.profile == Some(Profile::Compat) {
             bad.push(BadValue::at("/profile", "`compat` is not offered yet by this version; use `strict`"));
         }
@@ -209,7 +197,7 @@ impl CreateRun {
             pull: self.pull.unwrap_or_default(),
             on_output_limit: self.on_output_limit.unwrap_or_default(),
             output_encoding: self.output_encoding.unwrap_or_default(),
-            priority: priority as i32,
+            priority,
             labels,
             ..RunSpec::new(self.image, command)
         })
@@ -302,169 +290,124 @@ pub fn limit_names() -> Vec<String> {
     }
 }
 
-// ---------------------------------------------------------------- values
-
-pub fn check_image(image: &str, bad: &mut Vec<BadValue>) {
-    if image.is_empty() || image.len() > MAX_IMAGE_BYTES {
-        bad.push(BadValue::at("/image", format!("must have 1 to {MAX_IMAGE_BYTES} bytes")));
-    } else if image.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        bad.push(BadValue::at("/image", "must not contain spaces or control characters"));
+#[cfg(test)]
+impl FileRequest {
+    pub(super) fn text(path: &str, text: String) -> Self {
+        Self { path: path.into(), text: Some(text), ..Self::default() }
     }
 }
 
-fn check_command(cmd: Option<String>, args: Vec<String>, bad: &mut Vec<BadValue>) -> Option<Command> {
-    let words = |program: Option<&String>, args: &[String]| Command::parse(program.cloned(), args.to_vec());
-    // Alone first, so that the word at fault is named and not only the list.
-    if let Some(Err(error)) = cmd.as_ref().map(|cmd| words(Some(cmd), &[])) {
-        bad.push(BadValue::at("/cmd", error.to_string()));
-        return None;
+#[cfg(test)]
+mod tests {
+    use run::{FileContent, Stdin};
+    use serde_json::json;
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    fn read(body: Value) -> Result<RunSpec, Vec<String>> {
+        let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default() };
+        CreateRun::spec(body, &allowed)
+            .map_err(|problem| problem.errors.into_iter().filter_map(|bad| bad.pointer).collect())
     }
-    let nul = args.iter().position(|arg| arg.contains('\0') || arg.len() > run::MAX_WORD_BYTES);
-    match Command::parse(cmd, args) {
-        Ok(command) => Some(command),
-        Err(error) => {
-            let at = nul.map_or("/args".to_owned(), |i| format!("/args/{i}"));
-            bad.push(BadValue::at(at, error.to_string()));
-            None
+
+    #[test]
+    fn a_full_request_becomes_a_spec() {
+        let spec = read(json!({
+            "image": "alpine", "cmd": "sh", "args": ["-c", "true"], "stdin": {"base64": "AP8="},
+            "env": {"A": "b", "GONE": null}, "workdir": "/w", "user": "1:2",
+            "files": [{"path": "a", "text": "x"}, {"path": "/b", "base64": "eQ==", "mode": "0755"}],
+            "limits": {"wall_time_ms": 5, "processes": 7.0, "cpus": 0.5, "inodes": null},
+            "outputs": [], "network": "none", "profile": "strict", "pull": "never",
+            "on_output_limit": "discard", "priority": -3, "output_encoding": "base64", "labels": {"k": "v"},
+        }))
+        .unwrap();
+        assert_eq!(
+            (spec.command.program(), spec.command.args()),
+            (Some("sh"), &["-c".into(), "true".into()][..])
+        );
+        assert_eq!(spec.stdin, Stdin::Bytes(vec![0, 255]));
+        assert_eq!(spec.env, [("A".to_owned(), "b".to_owned())].into());
+        assert_eq!((spec.files[0].mode, spec.files[1].mode), (0o644, 0o755));
+        assert_eq!(spec.files[1].content, FileContent::Bytes(b"y".to_vec()));
+        let limits = Limits { wall_time_ms: 5, processes: 7, cpus: 0.5, ..Limits::default() };
+        assert_eq!((spec.limits, spec.priority, spec.pull), (limits, -3, Pull::Never));
+        assert_eq!(
+            (spec.on_output_limit, spec.output_encoding),
+            (OnOutputLimit::Discard, OutputEncoding::Base64)
+        );
+    }
+
+    #[test]
+    fn what_is_null_is_absent() {
+        let Value::Object(mut body) = json!({"image": "alpine"}) else { unreachable!() };
+        let Ok(Value::Object(empty)) = serde_json::to_value(CreateRun::default()) else { unreachable!() };
+        body.extend(empty.into_iter().filter(|(name, _)| name != "image"));
+        assert_eq!(read(Value::Object(body)), read(json!({"image": "alpine"})));
+    }
+
+    #[test]
+    fn every_bad_value_is_named_by_pointer() {
+        for (body, pointers) in [
+            (json!([]), &[""][..]),
+            (json!({}), &["/image"]),
+            (json!({"image": 1}), &["/image"]),
+            (json!({"image": ""}), &["/image"]),
+            (json!({"image": "a b"}), &["/image"]),
+            (json!({"image": "a", "commands": 1, "a/b": 2}), &["/a~1b", "/commands"]),
+            (json!({"image": "a", "cmd": ""}), &["/cmd"]),
+            (json!({"image": "a", "args": ["a", 1, null]}), &["/args/1", "/args/2"]),
+            (json!({"image": "a", "args": "x"}), &["/args"]),
+            (json!({"image": "a", "args": ["a", "b\u{0}"]}), &["/args/1"]),
+            (json!({"image": "a", "args": vec![""; MAX_ARGS + 1]}), &["/args"]),
+            (json!({"image": "a", "stdin": 5}), &["/stdin"]),
+            (json!({"image": "a", "stdin": {}}), &["/stdin/base64"]),
+            (json!({"image": "a", "stdin": {"base64": "!"}}), &["/stdin/base64"]),
+            (json!({"image": "a", "stdin": {"file": "sha256:x"}}), &["/stdin/file"]),
+            (json!({"image": "a", "env": {"A": 1}}), &["/env/A"]),
+            (json!({"image": "a", "workdir": "x"}), &["/workdir"]),
+            (json!({"image": "a", "user": 0}), &["/user"]),
+            (json!({"image": "a", "files": [{"path": "a"}]}), &["/files/0"]),
+            (json!({"image": "a", "files": [{"text": "a"}]}), &["/files/0/path"]),
+            (
+                json!({"image": "a", "files": [{"path": "a", "text": "", "mode": "04755"}]}),
+                &["/files/0/mode"],
+            ),
+            (json!({"image": "a", "files": [{"path": "a", "text": "", "mode": "4755"}]}), &["/files/0/mode"]),
+            (json!({"image": "a", "files": [{"path": "a", "file": "sha256:x"}]}), &["/files/0/file"]),
+            (json!({"image": "a", "outputs": ["x"]}), &["/outputs"]),
+            (
+                json!({"image": "a", "limits": {"cpus": "1", "inodes": 1.5, "x": 1}}),
+                &["/limits/cpus", "/limits/inodes", "/limits/x"],
+            ),
+            (
+                json!({"image": "a", "limits": {"wall_time_ms": 0, "processes": 5000}}),
+                &["/limits/wall_time_ms", "/limits/processes"],
+            ),
+            (json!({"image": "a", "limits": {"memory_bytes": -1}}), &["/limits/memory_bytes"]),
+            (json!({"image": "a", "network": "host"}), &["/network"]),
+            (json!({"image": "a", "profile": "compat"}), &["/profile"]),
+            (json!({"image": "a", "pull": "Always"}), &["/pull"]),
+            (json!({"image": "a", "priority": 1.5}), &["/priority"]),
+            (json!({"image": "a", "priority": 1001}), &["/priority"]),
+            (json!({"image": "a", "labels": {"a b": "c", "d": "\n"}}), &["/labels/a b", "/labels/d"]),
+        ] {
+            let shown: String = body.to_string().chars().take(80).collect();
+            let mut found = read(body).unwrap_err();
+            found.sort_by_key(|pointer| pointers.iter().position(|expected| expected == pointer));
+            assert_eq!(found, pointers, "{shown}");
         }
     }
-}
 
-fn check_env(env: &BTreeMap<String, String>, bad: &mut Vec<BadValue>) {
-    for (key, value) in env {
-        if key.is_empty() || key.contains(['=', '\0']) {
-            bad.push(BadValue::at(child("/env", key), "a name must not be empty nor contain `=` or NUL"));
-        } else if value.contains('\0') {
-            bad.push(BadValue::at(child("/env", key), "must not contain NUL"));
-        } else if key.len() + value.len() + 1 > run::MAX_WORD_BYTES {
-            let detail = format!("name and value must have at most {} bytes", run::MAX_WORD_BYTES - 1);
-            bad.push(BadValue::at(child("/env", key), detail));
-        }
+    #[test]
+    fn the_schema_names_what_is_read_and_nothing_else() {
+        let schema = serde_json::to_value(CreateRun::schema()).unwrap();
+        let Ok(Value::Object(fields)) = serde_json::to_value(CreateRun::default()) else { unreachable!() };
+        let mut names: Vec<_> = schema["properties"].as_object().unwrap().keys().collect();
+        names.sort_unstable();
+        let mut expected: Vec<_> = fields.keys().collect();
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+        assert_eq!(schema["additionalProperties"], false);
     }
-    let bytes: usize = env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
-    if bytes > run::MAX_WORDS_BYTES {
-        let detail = format!("has {bytes} bytes; at most {} can be passed", run::MAX_WORDS_BYTES);
-        bad.push(BadValue::at("/env", detail));
-    }
-}
-
-fn check_workdir(path: &str, bad: &mut Vec<BadValue>) {
-    if !path.starts_with('/') {
-        bad.push(BadValue::at("/workdir", "must begin with `/`"));
-    } else if let Some(detail) = bad_path(path) {
-        bad.push(BadValue::at("/workdir", detail));
-    }
-}
-
-fn bad_path(path: &str) -> Option<&'static str> {
-    if path.is_empty() || path.len() > MAX_PATH_BYTES {
-        Some("must have 1 to 4095 bytes")
-    } else if path.contains('\0') {
-        Some("must not contain NUL")
-    } else if path.split('/').any(|name| name.len() > MAX_NAME_BYTES) {
-        Some("has a part of more than 255 bytes")
-    } else {
-        None
-    }
-}
-
-fn check_user(user: &str, bad: &mut Vec<BadValue>) {
-    let parts: Vec<_> = user.split(':').collect();
-    let odd = |part: &&str| part.is_empty() || part.chars().any(|c| c.is_whitespace() || c.is_control());
-    if user.len() > MAX_NAME_BYTES || parts.len() > 2 || parts.iter().any(odd) {
-        bad.push(BadValue::at("/user", "must be `user` or `user:group`, each a name or a number"));
-        return;
-    }
-    let numeric = |part: &&&str| part.bytes().all(|b| b.is_ascii_digit());
-    for part in parts.iter().filter(numeric) {
-        if part.parse::<u64>().map_or(true, |id| id > MAX_ID) {
-            bad.push(BadValue::at("/user", format!("{part} is over {MAX_ID}, the largest id of a run")));
-        }
-    }
-}
-
-fn check_labels(labels: &BTreeMap<String, String>, bad: &mut Vec<BadValue>) {
-    for (key, value) in labels {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._/-".contains(c);
-        if key.is_empty() || key.len() > 64 || !key.chars().all(plain) {
-            let detail = "a label's name must have 1 to 64 letters, digits and `.` `_` `/` `-`";
-            bad.push(BadValue::at(child("/labels", key), detail));
-        } else if value.len() > 256 || value.chars().any(char::is_control) {
-            let detail = "must have at most 256 bytes and no control characters";
-            bad.push(BadValue::at(child("/labels", key), detail));
-        }
-    }
-}
-
-fn check_stdin(stdin: Option<StdinRequest>, bad: &mut Vec<BadValue>) -> Stdin {
-    match stdin {
-        None => Stdin::Empty,
-        Some(StdinRequest::Text(text)) => Stdin::Bytes(text.into_bytes()),
-        Some(StdinRequest::Bytes(StdinBytes { base64 })) => {
-            Stdin::Bytes(decode("/stdin/base64", &base64, bad).unwrap_or_default())
-        }
-    }
-}
-
-fn decode(at: &str, base64: &str, bad: &mut Vec<BadValue>) -> Option<Vec<u8>> {
-    BASE64_STANDARD
-        .decode(base64)
-        .map_err(|error| bad.push(BadValue::at(at, format!("is not padded standard base64: {error}"))))
-        .ok()
-}
-
-/// Files must fit into the run's own limits, or the set-up would fail later and less clearly.
-fn check_files(requests: Vec<FileRequest>, limits: &Limits, bad: &mut Vec<BadValue>) -> Vec<FileSpec> {
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut files = Vec::with_capacity(requests.len());
-    for (i, request) in requests.into_iter().enumerate() {
-        inodes += request.path.split('/').filter(|name| !name.is_empty()).count() as u64;
-        if let Some(file) = check_file(&format!("/files/{i}"), request, bad) {
-            let FileContent::Bytes(content) = &file.content else { continue };
-            bytes += (content.len() as u64).next_multiple_of(PAGE_BYTES);
-            files.push(file);
-        }
-    }
-    for (name, most) in [("disk_bytes", limits.disk_bytes), ("memory_bytes", limits.memory_bytes)] {
-        if bytes > most {
-            let detail = format!("hold {bytes} bytes together (whole pages); the limit `{name}` is {most}");
-            bad.push(BadValue::at("/files", detail));
-        }
-    }
-    if inodes > limits.inodes {
-        let detail = format!("may need {inodes} files and folders; the limit `inodes` is {}", limits.inodes);
-        bad.push(BadValue::at("/files", detail));
-    }
-    files
-}
-
-fn check_file(at: &str, request: FileRequest, bad: &mut Vec<BadValue>) -> Option<FileSpec> {
-    let before = bad.len();
-    if let Some(detail) = bad_path(&request.path) {
-        bad.push(BadValue::at(format!("{at}/path"), detail));
-    } else if matches!(request.path.rsplit('/').next(), Some("" | "." | "..")) {
-        bad.push(BadValue::at(format!("{at}/path"), "names a folder; a file needs a name of its own"));
-    }
-    let octal =
-        |text: &&String| matches!(text.len(), 3 | 4) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-    let mode = match &request.mode {
-        None => Some(0o644),
-        Some(text) => Some(text)
-            .filter(octal)
-            .and_then(|text| u32::from_str_radix(text, 8).ok())
-            .filter(|mode| *mode <= 0o777),
-    };
-    if mode.is_none() {
-        bad.push(BadValue::at(format!("{at}/mode"), "must be permissions in octal from `0000` to `0777`"));
-    }
-    let content = match (request.text, request.base64) {
-        (Some(text), None) => Some(text.into_bytes()),
-        (None, Some(base64)) => decode(&format!("{at}/base64"), &base64, bad),
-        _ => {
-            bad.push(BadValue::at(at, "must have exactly one of `text` and `base64`"));
-            None
-        }
-    };
-    let content = FileContent::Bytes(content?);
-    (bad.len() == before).then_some(FileSpec { path: request.path, mode: mode?, content })
 }

@@ -2,10 +2,9 @@
 
 use engine::SubmitError;
 use image::ImageError;
-use unpack::UnpackError;
 
 use super::problem::{self, BadValue, Kind, Problem};
-use crate::telemetry::Chain;
+use crate::log::Chain;
 
 impl From<ImageError> for Problem {
     fn from(error: ImageError) -> Self {
@@ -37,27 +36,66 @@ impl From<SubmitError> for Problem {
     }
 }
 
-/// One line per error, no wildcard: a new one must not compile until somebody has decided.
-pub fn image_kind(error: &ImageError) -> &'static Kind {
-    match error {
-        ImageError::BadReference { .. } => &problem::INVALID_REQUEST,
-        ImageError::NotAllowed { .. } => &problem::IMAGE_NOT_ALLOWED,
-        ImageError::NotFound { .. } => &problem::IMAGE_NOT_FOUND,
-        ImageError::Unauthorized { .. } => &problem::IMAGE_UNAUTHORIZED,
-        ImageError::RateLimited { .. } => &problem::REGISTRY_RATE_LIMITED,
-        ImageError::Registry { .. } => &problem::REGISTRY_FAILED,
-        ImageError::BadLayer { source: UnpackError::NoSpace, .. } => &problem::STORE_FULL,
-        ImageError::BadLayer { source: UnpackError::TooLarge { .. }, .. } => &problem::IMAGE_TOO_LARGE,
-        ImageError::BadLayer { source: UnpackError::Io { .. } | UnpackError::BadJob { .. }, .. } => {
-            &problem::STORE_FAILED
+/// The engine names the problem of an image in a finished run; a direct call names the same.
+fn image_kind(error: &ImageError) -> &'static Kind {
+    Kind::named(engine::problem_name(error)).unwrap_or(&problem::INTERNAL_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use unpack::UnpackError;
+
+    use super::*;
+
+    /// The engine knows only names. Each must be a kind that is documented here.
+    #[test]
+    fn every_image_error_is_the_kind_that_the_engine_names() {
+        let text = || "x".to_owned();
+        let layer =
+            |source| ImageError::BadLayer { reference: text(), layer: text(), source: Box::new(source) };
+        let io = || UnpackError::Io { doing: text(), path: text(), errno: 5, reason: text() };
+        for (error, kind) in [
+            (ImageError::BadReference { reference: text(), reason: text() }, &problem::INVALID_REQUEST),
+            (
+                ImageError::NotAllowed { registry: text(), reason: text(), flag: text() },
+                &problem::IMAGE_NOT_ALLOWED,
+            ),
+            (ImageError::NotFound { reference: text() }, &problem::IMAGE_NOT_FOUND),
+            (
+                ImageError::Unauthorized { registry: text(), reference: text(), reason: text() },
+                &problem::IMAGE_UNAUTHORIZED,
+            ),
+            (
+                ImageError::RateLimited { registry: text(), retry_after: None },
+                &problem::REGISTRY_RATE_LIMITED,
+            ),
+            (ImageError::Registry { registry: text(), reason: text() }, &problem::REGISTRY_FAILED),
+            (ImageError::BadImage { reference: text(), reason: text() }, &problem::BAD_IMAGE),
+            (layer(UnpackError::TrailingGarbage), &problem::BAD_IMAGE),
+            (layer(UnpackError::NoSpace), &problem::STORE_FULL),
+            (layer(UnpackError::TooLarge { what: text(), limit: 1 }), &problem::IMAGE_TOO_LARGE),
+            (layer(io()), &problem::STORE_FAILED),
+            (
+                ImageError::Platform { reference: text(), wanted: text(), available: text() },
+                &problem::IMAGE_PLATFORM,
+            ),
+            (ImageError::TooLarge { reference: text(), what: text(), limit: 1 }, &problem::IMAGE_TOO_LARGE),
+            (ImageError::NotPresent { reference: text() }, &problem::IMAGE_NOT_PRESENT),
+            (ImageError::NoSpace { reference: text() }, &problem::STORE_FULL),
+            (
+                ImageError::Timeout { reference: text(), limit: std::time::Duration::ZERO },
+                &problem::PULL_TIMEOUT,
+            ),
+            (ImageError::Cancelled { reference: text() }, &problem::DRAINING),
+            (
+                ImageError::Store { doing: text(), source: Arc::new(io::Error::other("disk")) },
+                &problem::STORE_FAILED,
+            ),
+        ] {
+            assert_eq!(image_kind(&error).name, kind.name, "{error}");
         }
-        ImageError::BadImage { .. } | ImageError::BadLayer { .. } => &problem::BAD_IMAGE,
-        ImageError::Platform { .. } => &problem::IMAGE_PLATFORM,
-        ImageError::TooLarge { .. } => &problem::IMAGE_TOO_LARGE,
-        ImageError::NotPresent { .. } => &problem::IMAGE_NOT_PRESENT,
-        ImageError::NoSpace { .. } => &problem::STORE_FULL,
-        ImageError::Timeout { .. } => &problem::PULL_TIMEOUT,
-        ImageError::Cancelled { .. } => &problem::DRAINING,
-        ImageError::Store { .. } => &problem::STORE_FAILED,
     }
 }

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
+use crate::telemetry::Gauges;
 
 /// Below this much room in the store, pulls would soon fail.
 const DISK_ROOM_MIN_BYTES: u64 = 64 * 1024 * 1024;
@@ -145,8 +146,13 @@ pub fn state_name(state: sandbox::protocol::WallState) -> &'static str {
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-    let (counts, images) = (app.engine.counts(), &app.images);
-    app.telemetry.set_gauges(&counts, app.engine.is_draining(), images.list().len(), images.total_bytes());
+    app.telemetry.set_gauges(&Gauges {
+        counts: app.engine.counts(),
+        draining: app.engine.is_draining(),
+        images: app.images.list().len(),
+        image_bytes: app.images.total_bytes(),
+        cgroups: app.groups.live(),
+    });
     match app.telemetry.page() {
         Ok(page) => ([(header::CONTENT_TYPE, TEXT)], page).into_response(),
         Err(error) => problem::INTERNAL_ERROR.detail(error.to_string()).into_response(),

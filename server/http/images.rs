@@ -94,7 +94,7 @@ impl PullImage {
             fields.finish();
         }
         if let Some(request) = &request {
-            super::create_run::check_image(&request.image, &mut bad);
+            super::checks::check_image(&request.image, &mut bad);
         }
         request.filter(|_| bad.is_empty()).ok_or_else(|| Problem::invalid(bad))
     }

@@ -12,6 +12,7 @@ pub mod images;
 pub mod health;
 
 pub mod body;
+mod checks;
 pub mod create_run;
 pub mod docs;
 pub mod errors;
@@ -31,6 +32,7 @@ use image::Images;
 use sandbox::protocol::Hello;
 
 use crate::config::Config;
+use crate::leaks::Groups;
 use crate::telemetry::Telemetry;
 
 /// What every handler can reach.
@@ -41,6 +43,7 @@ pub struct App {
     pub images: Images,
     pub hello: Hello,
     pub telemetry: Arc<Telemetry>,
+    pub groups: Groups,
     pub allowed: create_run::Allowed,
     pub bodies: body::BodyLimits,
     /// `openapi.json`, written once.

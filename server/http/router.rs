@@ -26,13 +26,13 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The whole service.
-pub fn service(app: Arc<App>) -> Router {
+pub fn service(app: &Arc<App>) -> Router {
     let (calls, _) = routes().split_for_parts();
     let router = calls
         .route("/openapi.json", get(docs::openapi))
         .merge(docs::page())
         .fallback(async || problem::NOT_FOUND.problem())
         .method_not_allowed_fallback(async || problem::METHOD_NOT_ALLOWED.problem())
-        .with_state(Arc::clone(&app));
-    layers::apply(router, &app)
+        .with_state(Arc::clone(app));
+    layers::apply(router, app)
 }
