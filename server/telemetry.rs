@@ -353,8 +353,6 @@ impl image::Observer for Telemetry {
 fn powers_of_two(from: i32, to: i32) -> Vec<f64> {
     (from..=to).map(|power| 2f64.powi(power)).collect()
 }
-/// Faster than this, an image was not fetched: a registry can't even be asked in that time.
-const CACHED_WITHIN: Duration = Duration::from_millis(5);
 
 impl engine::Observer for Telemetry {
     fn rejected(&self, reason: engine::Rejection) {
@@ -367,8 +365,8 @@ impl engine::Observer for Telemetry {
     }
 
     fn started(&self, startup: engine::Startup) {
-        let engine::Startup { image, setup } = startup;
-        let cache = if image < CACHED_WITHIN { "hit" } else { "miss" };
+        let engine::Startup { image, setup, fetched } = startup;
+        let cache = if fetched { "miss" } else { "hit" };
         for (phase, took) in [("image", image), ("setup", setup), ("total", image + setup)] {
             self.startup.with_label_values(&[phase, cache]).observe(took.as_secs_f64());
         }

@@ -129,6 +129,7 @@ pub async fn execute(
                 cancel,
                 launched_at: Instant::now(),
                 image_took,
+                fetched: lease.fetched,
                 started: None,
             };
             run.carry_to_the_end(launched, on_step).await
@@ -169,6 +170,7 @@ struct Running<'a> {
     cancel: &'a CancellationToken,
     launched_at: Instant,
     image_took: Duration,
+    fetched: bool,
     started: Option<(Timestamp, Duration)>,
 }
 
@@ -246,7 +248,7 @@ impl Running<'_> {
             Ok(Some(Event::Started { setup_us })) => {
                 let setup = Duration::from_micros(setup_us);
                 self.started = Some((Timestamp::now(), setup));
-                self.observer.started(Startup { image: self.image_took, setup });
+                self.observer.started(Startup { image: self.image_took, setup, fetched: self.fetched });
                 on_step(Step::Started);
                 None
             }

@@ -23,6 +23,8 @@ impl Rejection {
 pub struct Startup {
     pub image: Duration,
     pub setup: Duration,
+    /// The image had to be fetched first.
+    pub fetched: bool,
 }
 
 /// Every method may be called from any thread and must not block.

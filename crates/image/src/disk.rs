@@ -5,6 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -60,6 +61,21 @@ pub(crate) struct Disk {
     _lock: File,
 }
 
+/// A server that was killed, or a child that has not executed its program yet, may hold the lock for
+/// a moment longer; a server that lives holds it for good.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+fn take(lock: &File) -> io::Result<()> {
+    for _ in 1..LOCK_TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            result => return result.map_err(io::Error::from),
+        }
+    }
+    Err(io::Error::other("another process is using them"))
+}
+
 impl Disk {
     pub(crate) fn open(dir: &Path) -> Result<Self, ImageError> {
         let fail = |error| broken(&format!("open image records in {}", dir.display()), error);
@@ -68,13 +84,7 @@ impl Disk {
         fs::create_dir_all(&layers).map_err(fail)?;
         let lock =
             File::options().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(fail)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(fail(io::Error::other("another process is using them")));
-            }
-            Err(TryLockError::Error(error)) => return Err(fail(error)),
-        }
+        take(&lock).map_err(fail)?;
         check_version(dir).map_err(fail)?;
         Ok(Self { images, layers, _lock: lock })
     }

@@ -83,7 +83,7 @@ impl Images {
         self.inner.observer.cache_miss();
         let pulled = self.pull(&image, name, on).await?;
         let (record, hold) = &*pulled;
-        Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>))
+        Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>).fetched())
     }
 
     /// Every image, the most recently used first.

@@ -16,6 +16,8 @@ pub struct Lease {
     pub digest: Option<String>,
     pub rootfs: Rootfs,
     pub config: ImageConfig,
+    /// The registry had to be asked, by us or by somebody for whose pull we waited.
+    pub fetched: bool,
     _guard: Option<Arc<dyn Guard>>,
 }
 
@@ -25,7 +27,11 @@ pub(crate) trait Guard: fmt::Debug + Send + Sync {}
 impl Lease {
     /// A lease that guards nothing: for `host`, and for tests of those who use leases.
     pub fn unguarded(reference: &str, digest: Option<String>, rootfs: Rootfs, config: ImageConfig) -> Self {
-        Self { reference: reference.into(), digest, rootfs, config, _guard: None }
+        Self { reference: reference.into(), digest, rootfs, config, fetched: false, _guard: None }
+    }
+
+    pub(crate) fn fetched(self) -> Self {
+        Self { fetched: true, ..self }
     }
 
     pub(crate) fn guarded_by(self, guard: Arc<dyn Guard>) -> Self {

@@ -24,9 +24,11 @@ async fn a_hundred_first_requests_download_each_layer_once() {
         let (images, reference) = (images.clone(), format!("{}/{}", fake.host, names[at % 4]));
         tokio::spawn(async move { images.acquire(&reference, Pull::Missing).await })
     });
+    let mut fetched = 0;
     for request in requests.collect::<Vec<_>>() {
-        request.await.unwrap().unwrap();
+        fetched += u64::from(request.await.unwrap().unwrap().fetched);
     }
+    assert_eq!(fetched, 100 - home.counts.hits.load(Ordering::SeqCst));
     for layer in made_x.layers.iter().chain(others.iter().map(|made| &made.layers[1])) {
         assert_eq!(fake.gets(layer), 1, "{layer}");
     }
@@ -34,6 +36,8 @@ async fn a_hundred_first_requests_download_each_layer_once() {
     assert_eq!(home.store.begun.load(Ordering::SeqCst), 5);
     assert!(home.counts.coalesced.load(Ordering::SeqCst) + home.counts.hits.load(Ordering::SeqCst) == 96);
     assert_eq!(images.list().len(), 4);
+    let again = images.acquire(&fake.name(), Pull::Missing).await.unwrap();
+    assert!(!again.fetched);
 }
 
 #[tokio::test(flavor = "multi_thread")]
