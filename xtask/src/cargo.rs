@@ -12,9 +12,10 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// `target/`, or wherever the environment has put it.
+/// `target/`, or wherever the environment has put it. Cargo takes a relative path from the top of the
+/// repository, where `command` starts it.
 pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 pub(crate) fn command() -> Command {

@@ -108,14 +108,15 @@ fn show_first_run(address: &str, server: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// In HTTP/1.0 an answer ends where the connection does.
 fn request(address: &str, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("read the answer")?;

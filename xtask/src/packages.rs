@@ -1,75 +1,71 @@
 //! What the tests need from Debian and from PyPI, installed only where it is missing.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo;
 
-/// Each package by a file that it brings, so that asking costs nothing.
-const PACKAGES: &[(&str, &str)] = &[
-    ("busybox-static", "/usr/share/doc/busybox-static"),
-    ("curl", "/usr/bin/curl"),
-    ("docker-registry", "/usr/bin/docker-registry"),
-    ("gcc", "/usr/bin/gcc"),
-    ("iproute2", "/usr/share/doc/iproute2"),
-    ("jq", "/usr/bin/jq"),
-    ("libc6-dev", "/usr/include/stdio.h"),
-    ("mmdebstrap", "/usr/bin/mmdebstrap"),
-    ("prometheus", "/usr/bin/promtool"),
-    ("python3", "/usr/bin/python3"),
-    ("python3-venv", "/usr/share/doc/python3-venv"),
-    ("skopeo", "/usr/bin/skopeo"),
+const PACKAGES: &[&str] = &[
+    "busybox-static",
+    "curl",
+    "docker-registry",
+    "gcc",
+    "iproute2",
+    "jq",
+    "libc6-dev",
+    "mmdebstrap",
+    "prometheus",
+    "python3",
+    "python3-venv",
+    "skopeo",
 ];
 
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 
+/// Installs what its arguments name. Debian asks `policy-rc.d` whether a package may start its
+/// service: one that did would hold a port and outlive the tests. The file goes away however this
+/// ends.
+const INSTALL: &str = r#"
+set -eu
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' INT TERM HUP
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 0755 "$policy"
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update
+apt-get -qq --yes --no-install-recommends install "$@"
+"#;
+
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<_> =
-        PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
+    let installed = installed()?;
+    let missing: Vec<_> = PACKAGES.iter().copied().filter(|name| !installed.contains(*name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let words = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("the tests need {words}, and this is no Debian on which they could be installed for you");
-    }
-    // A service that starts itself on installation would hold a port and outlive the tests.
-    let policy = ServicesStayDown::until_dropped()?;
-    cargo::call("apt-get", &["-qq", "update"])?;
-    let mut args = vec!["-qq", "--yes", "--no-install-recommends", "install"];
-    args.extend(&missing);
-    let status = Command::new("apt-get").args(&args).env("DEBIAN_FRONTEND", "noninteractive").status();
-    drop(policy);
-    if !status.context("start apt-get")?.success() {
+    eprintln!("$ apt-get install {words}");
+    let status = Command::new("sh").args(["-c", INSTALL, "install"]).args(&missing).status();
+    if !status.context("start a shell")?.success() {
         bail!("could not install {words}");
     }
     Ok(())
 }
 
-/// Debian asks this file whether a package may start its service.
-struct ServicesStayDown(Option<PathBuf>);
-
-impl ServicesStayDown {
-    fn until_dropped() -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt;
-        let path = PathBuf::from("/usr/sbin/policy-rc.d");
-        if path.exists() {
-            return Ok(Self(None));
-        }
-        std::fs::write(&path, "#!/bin/sh\nexit 101\n").context("write /usr/sbin/policy-rc.d")?;
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
-        Ok(Self(Some(path)))
-    }
-}
-
-impl Drop for ServicesStayDown {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
+/// What Debian's package manager says is there, whole.
+fn installed() -> Result<HashSet<String>> {
+    let format = "--showformat=${db:Status-Status} ${Package}\\n";
+    let output = Command::new("dpkg-query").args(["--show", format]).output();
+    let output = output.context(
+        "ask dpkg-query what is installed (the tests know how to get what they need on Debian only)",
+    )?;
+    let list = String::from_utf8_lossy(&output.stdout);
+    Ok(list.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect())
 }
 
 /// The property-based tester of OpenAPI documents, in a virtual environment of its own.
