@@ -16,7 +16,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, getcwd, setresgid, setresuid, setsid};
-use run::{Limits, SetupFailure};
+use run::{Limits, Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
 use crate::step::{At, Failure};
@@ -34,6 +34,7 @@ pub(crate) struct Program<'a> {
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
     pub(crate) limits: &'a Limits,
+    pub(crate) profile: Profile,
     pub(crate) stdio: [BorrowedFd<'a>; 3],
 }
 
@@ -159,10 +160,7 @@ fn restrict(program: &Program<'_>) -> Result<(), Failure> {
     // Lowering limits needs no privilege, and what comes before must not run into them.
     fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
     set_limits(program.limits).at("set resource limits")?;
-    for filter in seccomp::command_filters() {
-        sys::seccomp(filter).at("install system call filter")?;
-    }
-    Ok(())
+    sys::seccomp(seccomp::command_filter(program.profile)).at("install system call filter")
 }
 
 /// Returns only when the program could not be executed, with the reason.

@@ -187,6 +187,7 @@ fn prepare(parts: &Parts) -> Result<Program<'_>, String> {
         uid,
         gid,
         limits: &spec.limits,
+        profile: spec.profile,
         stdio: [parts.stdio[0].as_fd(), parts.stdio[1].as_fd(), parts.stdio[2].as_fd()],
     })
 }

@@ -218,9 +218,7 @@ fn enter(sync: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     let root = dir::open_dir("/".as_ref()).at("open layer directory")?;
     nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
     sys::set_capabilities(CAPABILITIES).at("drop capabilities")?;
-    let filter =
-        seccomp::jail_filter().map_err(|error| Failure::new("compile jail filter", error.to_string()))?;
-    sys::seccomp(&filter).at("install jail filter")?;
+    sys::seccomp(&seccomp::jail_filter()).at("install jail filter")?;
     Ok(root)
 }
 

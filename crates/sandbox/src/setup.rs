@@ -102,7 +102,7 @@ pub(crate) fn set_up(options: &Options) -> Result<(Ground, Hello, State), Failur
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).at("forbid inspection")?;
     raise_descriptor_limit().at("raise descriptor limit")?;
     // Everything that takes time is done once here, so that a fork inherits it done.
-    crate::seccomp::command_filters();
+    crate::seccomp::prepare();
     cgroup::online_cpus();
     let name = format!("sandglass-{}", std::process::id());
     let supervised = [options.server_pid, std::process::id() as i32];

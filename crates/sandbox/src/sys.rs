@@ -319,13 +319,13 @@ pub(crate) fn set_capabilities(mask: u64) -> Result<()> {
 }
 
 /// Installs one compiled filter; no_new_privs must be set.
-pub(crate) fn seccomp(filter: &[seccompiler::sock_filter]) -> Result<()> {
+pub(crate) fn seccomp(filter: &[libc::sock_filter]) -> Result<()> {
     const SECCOMP_SET_MODE_FILTER: libc::c_uint = 1;
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| Errno::E2BIG)?,
-        filter: filter.as_ptr().cast_mut().cast(),
+        filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: both crates' `sock_filter` is the kernel's layout; the kernel only reads the program.
+    // SAFETY: the kernel only reads the program, which outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
     Errno::result(result).map(drop)
 }
@@ -364,6 +364,5 @@ mod tests {
     fn the_structures_have_the_sizes_that_the_kernel_knows() {
         assert_eq!(size_of::<CloneArgs>(), 88);
         assert_eq!(size_of::<MountAttr>(), 32);
-        assert_eq!(size_of::<seccompiler::sock_filter>(), size_of::<libc::sock_filter>());
     }
 }

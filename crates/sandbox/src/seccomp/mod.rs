@@ -1,0 +1,168 @@
+//! Which system calls are made for a program, and the filters that see to it. The policy is data; it
+//! is compiled once, when the launcher starts, and only installed afterwards.
+
+mod assemble;
+mod policy;
+
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+use nix::libc::sock_filter;
+use run::Profile;
+
+use policy::Answer;
+
+/// Calls that nobody has thought of don't exist: the C library then tries an older one.
+const UNKNOWN: Answer = Answer::Refuse(Errno::ENOSYS);
+
+/// The filter of a command.
+pub(crate) fn command_filter(profile: Profile) -> &'static [sock_filter] {
+    static STRICT: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    static COMPAT: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    let place = match profile {
+        Profile::Strict => &STRICT,
+        Profile::Compat => &COMPAT,
+    };
+    place.get_or_init(|| assemble::program(&policy::command(profile), UNKNOWN))
+}
+
+/// Compiles what keepers will want, so that each inherits it.
+pub(crate) fn prepare() {
+    for profile in [Profile::Strict, Profile::Compat] {
+        command_filter(profile);
+    }
+}
+
+/// The filter of the jail in which layers are unpacked.
+pub(crate) fn jail_filter() -> Vec<sock_filter> {
+    assemble::program(&policy::jail(), Answer::Refuse(Errno::EPERM))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use nix::libc;
+
+    use super::assemble::tests::{Call, interpret, returned};
+    use super::policy::{Case, Decision, Policy, Test};
+    use super::*;
+
+    /// The kernel's own bound (`BPF_MAXINSNS`).
+    const INSTRUCTIONS_MAX: usize = 4096;
+    const NUMBERS: u32 = 1024;
+
+    fn expected(policy: &Policy, call: &Call) -> Answer {
+        let Some(decision) = policy.get(&call.number) else { return UNKNOWN };
+        let holds = |test: &Test| call.arguments[usize::from(test.argument)] as u32 & test.mask == test.value;
+        let case = decision.cases.iter().find(|case| case.tests.iter().all(holds));
+        case.map_or(decision.otherwise, |case| case.answer)
+    }
+
+    /// Arguments that make each case true, and ones that just miss it, with noise in the upper halves.
+    fn interesting(decision: &Decision) -> Vec<[u64; 6]> {
+        let mut found = vec![[0; 6], [u64::MAX; 6]];
+        for Case { tests, .. } in &decision.cases {
+            for flipped in 0..=tests.len() {
+                let mut arguments = [0xdead_beef_0000_0000; 6];
+                for (at, test) in tests.iter().enumerate() {
+                    let value = if at == flipped { !test.value } else { test.value };
+                    arguments[usize::from(test.argument)] |= u64::from(value);
+                }
+                found.push(arguments);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_filters_say_of_every_call_what_the_policy_says() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            let policy = policy::command(profile);
+            let filter = command_filter(profile);
+            assert!(filter.len() <= INSTRUCTIONS_MAX, "{}", filter.len());
+            let numbers = (0..NUMBERS).chain([0x4000_0000, 0x4000_0029, 0x4000_0200, u32::MAX]);
+            for number in numbers {
+                let arguments = policy.get(&number).map_or_else(|| vec![[0; 6], [u64::MAX; 6]], interesting);
+                for arguments in arguments {
+                    let call = Call::native(number, arguments);
+                    let (answer, steps) = interpret(filter, &call);
+                    assert_eq!(answer, returned(expected(&policy, &call)), "{call:?}");
+                    assert!(steps < 100, "{call:?} takes {steps} instructions");
+                }
+            }
+        }
+    }
+
+    fn line(table: &mut String, number: u32, decision: &Decision) {
+        let name = decision.name.trim_start_matches("SYS_");
+        writeln!(table, "{number:3} {name}: {:?}", decision.otherwise).unwrap();
+        for case in &decision.cases {
+            let tests: Vec<_> = case.tests.iter().map(test).collect();
+            writeln!(table, "        {:?} if {}", case.answer, tests.join(" and ")).unwrap();
+        }
+    }
+
+    fn test(test: &Test) -> String {
+        match test.mask {
+            u32::MAX => format!("a{} == {:#x}", test.argument, test.value),
+            mask => format!("a{} & {mask:#x} == {:#x}", test.argument, test.value),
+        }
+    }
+
+    /// `golden.txt` is the policy as a reader of diffs wants it: every number, and what it gets.
+    #[test]
+    fn every_number_is_answered_as_the_golden_table_says() {
+        let strict = policy::command(Profile::Strict);
+        let mut table = format!("# strict; every other number is {UNKNOWN:?}\n");
+        strict.iter().for_each(|(number, decision)| line(&mut table, *number, decision));
+        table.push_str("# compat, where it differs\n");
+        let compat = policy::command(Profile::Compat);
+        let differs = compat.iter().filter(|(number, decision)| strict.get(number) != Some(decision));
+        differs.for_each(|(number, decision)| line(&mut table, *number, decision));
+        assert!(strict.keys().all(|number| compat.contains_key(number)));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp/golden.txt"), &table).unwrap();
+        }
+        // Numbers and old names differ between architectures; one of them is written down.
+        if cfg!(target_arch = "x86_64") {
+            let golden = include_str!("golden.txt");
+            let first = table.lines().zip(golden.lines()).find(|(now, then)| now != then);
+            assert!(
+                first.is_none(),
+                "policy and golden.txt differ: {first:?}; if it is meant, UPDATE_GOLDEN=1"
+            );
+            assert_eq!(table.lines().count(), golden.lines().count());
+        }
+    }
+
+    #[test]
+    fn nothing_lets_a_program_make_namespaces_or_mounts() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            let policy = policy::command(profile);
+            for number in [
+                libc::SYS_unshare,
+                libc::SYS_setns,
+                libc::SYS_mount,
+                libc::SYS_clone3,
+                libc::SYS_ptrace,
+                libc::SYS_bpf,
+                libc::SYS_io_uring_setup,
+                libc::SYS_keyctl,
+            ] {
+                let call = Call::native(number as u32, [0; 6]);
+                assert_ne!(expected(&policy, &call), Answer::Allow, "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_jail_has_files_and_nothing_else() {
+        let filter = jail_filter();
+        let ask = |number| interpret(&filter, &Call::native(number as u32, [0; 6])).0;
+        assert_eq!(ask(libc::SYS_openat), returned(Answer::Allow));
+        for number in [libc::SYS_socket, libc::SYS_execve, libc::SYS_clone] {
+            assert_eq!(ask(number), returned(Answer::Refuse(Errno::EPERM)), "{number}");
+        }
+    }
+}
