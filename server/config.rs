@@ -76,6 +76,8 @@ config! {
     allowed_origins: Vec<String> = Vec::new();
     /// Offer `image: host`: this machine's own `/usr`, read-only
     allow_host_image: bool = false;
+    /// Let requests say `profile: compat`: more of /proc, and seven capabilities over the run's own ids
+    allow_compat: bool = false;
     /// Listen on an address that others can reach, although anybody may then run code here
     allow_open_network: bool = false;
     /// Walls and limits that may be missing; the server refuses to start without the others

@@ -107,7 +107,11 @@ async fn assemble(
     let launcher = Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
     let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
     Ok(Arc::new(App {
-        allowed: create_run::Allowed { defaults: config.limits.clone(), maxima: config.maxima.clone() },
+        allowed: create_run::Allowed {
+            defaults: config.limits.clone(),
+            maxima: config.maxima.clone(),
+            compat: config.allow_compat,
+        },
         bodies: body::BodyLimits {
             bytes_max: config.body_bytes_max,
             time_max: Duration::from_millis(config.body_timeout_ms),

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use engine::{Context, Executed, NoObserver, SandboxLauncher, Step, execute};
 use futures_util::future::BoxFuture;
 use image::{ImageError, Images, Lease};
-use run::{Outcome, Pull, RunSpec};
+use run::{Outcome, Profile, Pull, RunSpec};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,9 @@ pub struct Arguments {
     /// The most time that the program may take
     #[arg(long, value_name = "SECONDS", value_parser = run_spec::parse_seconds)]
     pub(super) timeout: Option<u64>,
+    /// How high the walls are: `compat` for programs that change their user or read more of /proc
+    #[arg(long, default_value = "strict", value_parser = run_spec::parse_profile)]
+    pub(super) profile: Profile,
     /// When the registry is asked
     #[arg(long, default_value = "missing", value_parser = run_spec::parse_pull)]
     pub(super) pull: Pull,

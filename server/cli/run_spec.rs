@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use run::{Command, FileContent, FileSpec, Limits, OnOutputLimit, Pull, RunSpec};
+use run::{Command, FileContent, FileSpec, Limits, OnOutputLimit, Profile, Pull, RunSpec};
 
 use super::run::Arguments;
 use crate::config::Config;
@@ -38,6 +38,7 @@ pub(super) fn from_arguments(arguments: &Arguments, config: &Config) -> anyhow::
         user: arguments.user.clone(),
         files,
         limits: limits(arguments, config),
+        profile: arguments.profile,
         pull: arguments.pull,
         // The outputs go through and are not kept.
         on_output_limit: OnOutputLimit::Discard,
@@ -145,6 +146,14 @@ pub(super) fn parse_pull(text: &str) -> anyhow::Result<Pull> {
         "always" => Ok(Pull::Always),
         "never" => Ok(Pull::Never),
         _ => bail!("must be missing, always or never"),
+    }
+}
+
+pub(super) fn parse_profile(text: &str) -> anyhow::Result<Profile> {
+    match text {
+        "strict" => Ok(Profile::Strict),
+        "compat" => Ok(Profile::Compat),
+        _ => bail!("must be strict or compat"),
     }
 }
 

@@ -22,6 +22,8 @@ pub const MAX_LABELS: usize = 32;
 pub struct Allowed {
     pub defaults: Limits,
     pub maxima: Maxima,
+    /// Whether `profile: compat` is.
+    pub compat: bool,
 }
 
 /// One command of one image, to be run in one fresh sandbox. `null` is the same as absent.
@@ -180,8 +182,11 @@ impl CreateRun {
         check_labels(&labels, &mut bad);
         let files = check_files(self.files.unwrap_or_default(), &limits, &mut bad);
         let priority = check_priority(self.priority.unwrap_or_default(), &mut bad);
-        if self.profile == Some(Profile::Compat) {
-            bad.push(BadValue::at("/profile", "`compat` is not offered yet by this version; use `strict`"));
+        if self.profile == Some(Profile::Compat) && !allowed.compat {
+            bad.push(BadValue::at(
+                "/profile",
+                "`compat` is not offered here; use `strict`, or ask the operator for --allow-compat",
+            ));
         }
         let stdin = check_stdin(self.stdin, &mut bad);
         let command = check_command(self.cmd, self.args.unwrap_or_default(), &mut bad);
@@ -306,7 +311,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<RunSpec, Vec<String>> {
-        let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default() };
+        let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: false };
         CreateRun::spec(body, &allowed)
             .map_err(|problem| problem.errors.into_iter().filter_map(|bad| bad.pointer).collect())
     }

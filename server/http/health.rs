@@ -71,7 +71,8 @@ pub struct Info {
     queue: Queue,
     /// Whether `image: host` is offered.
     host_image: bool,
-    profiles: [&'static str; 1],
+    /// The profiles that a request may ask for.
+    profiles: &'static [&'static str],
     networks: [&'static str; 1],
 }
 
@@ -127,7 +128,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         slots: Slots { total: app.config.slots, busy: counts.busy },
         queue: Queue { capacity: app.config.queue_capacity, waiting: counts.queued },
         host_image: hello.host_image && app.config.allow_host_image,
-        profiles: ["strict"],
+        profiles: if app.config.allow_compat { &["strict", "compat"] } else { &["strict"] },
         networks: ["none"],
     })
 }

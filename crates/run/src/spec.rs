@@ -84,7 +84,9 @@ pub enum FileContent {
     Local(std::path::PathBuf),
 }
 
-/// How high the walls are.
+/// How high the walls are. `strict`: no capability, only the run's own processes under `/proc`, no
+/// `splice`. `compat`, where the operator allows it: root may change owners and users of what is the
+/// run's own, `/proc` has what tools like `free` and `top` read, interfaces can be listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]

@@ -140,10 +140,33 @@ fn set_limits(limits: &Limits) -> nix::Result<()> {
     Ok(())
 }
 
+/// What root inside a run may do, and only to what the run's own ids own: nothing, or with the
+/// `compat` profile CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID and SETUID, which package
+/// managers and programs that change their user want.
+fn capabilities(profile: Profile) -> u64 {
+    match profile {
+        Profile::Strict => 0,
+        Profile::Compat => [0, 1, 3, 4, 5, 6, 7].iter().map(|capability| 1 << capability).sum(),
+    }
+}
+
+/// NO_CAP_AMBIENT_RAISE, locked. Where nobody has a capability also NOROOT and NO_SETUID_FIXUP, and
+/// KEEP_CAPS off for good; where root has some it may keep them as another user, who can do no more
+/// with them than it could.
+fn secure_bits(profile: Profile) -> u64 {
+    const STRICT: u64 = 0b1110_1111;
+    const COMPAT: u64 = 0b1100_0000;
+    match profile {
+        Profile::Strict => STRICT,
+        Profile::Compat => COMPAT,
+    }
+}
+
 /// Privileges go, in the only order in which each step is still allowed.
 fn restrict(program: &Program<'_>) -> Result<(), Failure> {
     nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
-    for capability in 0..64 {
+    let kept = capabilities(program.profile);
+    for capability in (0..64).filter(|capability| kept >> capability & 1 == 0) {
         match sys::prctl(libc::PR_CAPBSET_DROP, capability, 0) {
             Ok(_) => {}
             Err(Errno::EINVAL) => break,
@@ -152,11 +175,11 @@ fn restrict(program: &Program<'_>) -> Result<(), Failure> {
     }
     sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)
         .at("clear ambient capabilities")?;
-    // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE, all locked, with KEEP_CAPS locked off.
-    sys::prctl(libc::PR_SET_SECUREBITS, 0b1110_1111, 0).at("lock secure bits")?;
+    sys::prctl(libc::PR_SET_SECUREBITS, secure_bits(program.profile), 0).at("lock secure bits")?;
     setresgid(program.gid, program.gid, program.gid).at("become the group")?;
     setresuid(program.uid, program.uid, program.uid).at("become the user")?;
-    sys::set_capabilities(0).at("drop capabilities")?;
+    let root = program.uid.is_root();
+    sys::set_capabilities(if root { kept } else { 0 }).at("drop capabilities")?;
     // Lowering limits needs no privilege, and what comes before must not run into them.
     fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
     set_limits(program.limits).at("set resource limits")?;

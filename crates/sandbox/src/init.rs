@@ -23,8 +23,8 @@ use crate::command::{self, Program, Said};
 use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::LaunchSpec;
 use crate::step::{At, Failure};
-use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
-use crate::{inside, packet};
+use crate::sys::{self, Fork};
+use crate::{inside, packet, proc};
 
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
 pub(crate) const NEW_ROOT: &str = "/newroot";
@@ -96,7 +96,7 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).at("make mounts private")?;
     unshare(CloneFlags::CLONE_NEWCGROUP).at("new cgroup namespace")?;
-    let proc = mount_proc(parts.spec.profile).at("mount proc")?;
+    let proc = proc::mount(parts.spec.profile).at("mount proc")?;
     enter_root(parts.root.as_fd())?;
     // From here on no path leads to the host.
     umask(Mode::empty());
@@ -105,6 +105,9 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
     }
     attach(proc.as_fd(), "proc").at("attach proc")?;
     attach(parts.dev.as_fd(), "dev").at("attach dev")?;
+    if parts.spec.profile == Profile::Compat {
+        proc::mask(&proc, parts.dev.as_fd()).at("mask proc")?;
+    }
     attach(parts.shm.as_fd(), "dev/shm").at("attach shm")?;
     inside::make_tmp().at("make /tmp")?;
     inside::name_localhost();
@@ -117,15 +120,6 @@ fn become_root() -> nix::Result<()> {
     setresgid(gid, gid, gid)?;
     setgroups(&[])?;
     setresuid(uid, uid, uid)
-}
-
-/// Only the run's own processes, and none of the kernel's files. It has to be made while the host's
-/// /proc can still be seen: afterwards the kernel refuses.
-fn mount_proc(_profile: Profile) -> nix::Result<OwnedFd> {
-    let fs = sys::fsopen(c"proc")?;
-    sys::fs_set(fs.as_fd(), c"subset", "pid")?;
-    sys::fs_set(fs.as_fd(), c"hidepid", "invisible")?;
-    sys::fs_mount(fs.as_fd(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
 }
 
 fn enter_root(root: BorrowedFd<'_>) -> Result<(), Failure> {

@@ -29,6 +29,7 @@ mod command;
 mod init;
 mod inside;
 mod passwd;
+mod proc;
 mod seccomp;
 
 mod jail;

@@ -40,13 +40,19 @@ fn walls(ground: &Ground) -> Vec<Wall> {
         ),
         ids(ground),
         layers(ground),
-        up("capabilities", "none, with an empty bounding set, no_new_privs and locked secure bits"),
+        up(
+            "capabilities",
+            "none (profile compat: seven, over the run's own ids only), no_new_privs, locked secure bits",
+        ),
         up(
             "seccomp",
             "an allow-list of system calls; everything else is ENOSYS, other architectures end the program",
         ),
         landlock(),
-        up("proc", "only the run's own processes; no files of the kernel"),
+        up(
+            "proc",
+            "only the run's own processes; no files of the kernel (profile compat: fourteen, read-only)",
+        ),
         up("devices", "null, zero, full, random and urandom on a read-only file system"),
     ];
     let troubles = ground.cgroups.troubles.join("; ");
