@@ -40,6 +40,10 @@ impl Reference {
         let registry =
             if DOCKER_HUB_ALIASES.contains(&registry.as_str()) { DOCKER_HUB.into() } else { registry };
         let mut repository = parsed.repository().to_owned();
+        // `Host/x` has been taken for a repository, which it can't be, of Docker Hub.
+        if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(bad("a repository is written in lower case, and a registry has a dot or a port"));
+        }
         if registry == DOCKER_HUB && !repository.contains('/') {
             repository = format!("library/{repository}");
         }
@@ -120,6 +124,7 @@ mod tests {
             "",
             " ",
             "Alpine",
+            "Host/a",
             "a b",
             "user:pw@host/x",
             "http://host/x",
