@@ -6,10 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::Daemon;
+use crate::{Daemon, within};
 
 /// Mounts and cgroups may follow the answer; not for longer than this.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+
+/// As long as this nothing changes when nothing goes on.
+const QUIET_FOR: Duration = Duration::from_millis(60);
 
 /// What was seen of one daemon at one moment.
 #[derive(Debug)]
@@ -27,21 +30,34 @@ struct Sight(BTreeMap<&'static str, BTreeSet<String>>);
 impl Host {
     pub fn observe(daemon: &Daemon) -> Self {
         let (server, launcher, data_dir) = (daemon.pid(), daemon.launcher_pid(), daemon.data_dir());
-        let before = Sight::now(server, launcher, &data_dir);
+        // What an earlier run has still to clean up is none of what is there for good.
+        let before = within(SETTLES_WITHIN, "a quiet moment", || {
+            let sight = Sight::now(server, launcher, &data_dir);
+            std::thread::sleep(QUIET_FOR);
+            (sight == Sight::now(server, launcher, &data_dir)).then_some(sight)
+        });
         Self { server, launcher, data_dir, before }
     }
 
     /// Nothing of any run is left: waits a little, then panics with the difference.
     #[track_caller]
     pub fn assert_unchanged(&self) {
+        if let Err(difference) = self.settled() {
+            panic!("the host has changed:\n{difference}");
+        }
+    }
+
+    /// Waits a little until the host is as it was; what is different after that, a line each.
+    pub fn settled(&self) -> Result<(), String> {
         let started = Instant::now();
         loop {
             let now = Sight::now(self.server, self.launcher, &self.data_dir);
             if now == self.before {
-                return;
+                return Ok(());
             }
-            let difference = now.difference(&self.before);
-            assert!(started.elapsed() < SETTLES_WITHIN, "the host has changed:\n{difference}");
+            if started.elapsed() >= SETTLES_WITHIN {
+                return Err(now.difference(&self.before));
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
