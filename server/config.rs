@@ -149,6 +149,13 @@ impl Config {
             self.body_bytes_max <= self.bodies_bytes_max && self.bodies_bytes_max <= u32::MAX as usize,
             "bodies_bytes_max must be at least body_bytes_max and less than 4 GiB"
         );
+        ensure!(
+            self.maxima.open_files <= open_files_max(),
+            "maxima.open_files is {}, but this process may open no more than {} itself; raise its own limit \
+             (LimitNOFILE of a service, ulimit -n in a shell)",
+            self.maxima.open_files,
+            open_files_max()
+        );
         let request = run::LimitsRequest::default();
         if let Err(bad) = request.resolve(&self.limits, &self.maxima) {
             let words: Vec<_> = bad.iter().map(|bad| format!("limits.{bad}")).collect();
@@ -273,10 +280,20 @@ fn merge(below: &mut Table, above: Table) {
 /// Memory for one run is bounded by three quarters of what the machine has.
 fn default_limits() -> (Limits, Maxima) {
     let host_bytes = host_memory_bytes().unwrap_or(1 << 30);
-    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, ..Maxima::default() };
+    let standard = Maxima::default();
+    let open_files = standard.open_files.min(open_files_max());
+    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, ..standard };
     let standard = Limits::default();
     let limits = Limits { memory_bytes: standard.memory_bytes.min(maxima.memory_bytes), ..standard };
     (limits, maxima)
+}
+
+/// More than its own hard limit nobody can grant, unless it has CAP_SYS_RESOURCE.
+fn open_files_max() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let more = Maxima::default().open_files;
+    if hard >= more || setrlimit(Resource::RLIMIT_NOFILE, soft, more).is_ok() { more } else { hard }
 }
 
 fn host_memory_bytes() -> Option<u64> {

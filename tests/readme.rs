@@ -48,7 +48,9 @@ fn every_limit_has_the_default_and_the_maximum_that_the_table_says() {
         for name in quoted(&row[0]) {
             assert_eq!(info["defaults"][&name].as_f64(), Some(number(&row[1])), "default of {name}");
             // What depends on the machine is told in words.
-            if name != "memory_bytes" {
+            if name == "open_files" {
+                assert!(info["maxima"][&name].as_f64().is_some_and(|most| most <= number(&row[2])));
+            } else if name != "memory_bytes" {
                 assert_eq!(info["maxima"][&name].as_f64(), Some(number(&row[2])), "maximum of {name}");
             }
             told.insert(name);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use run::{ImageRef, Output, Run, RunEvent, RunId, RunSpec, RunState, Timings};
+use run::{ImageRef, Outcome, Output, Run, RunEvent, RunId, RunSpec, RunState, Timings};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -346,8 +346,7 @@ impl Live {
     }
 }
 
-/// When the launcher dies, its keepers' sockets close and every run ends by itself; only the queue
-/// has to be told.
+/// When the launcher dies, its keepers live on with their runs, until they are told to end.
 async fn watch_launcher(inner: std::sync::Weak<Inner>, launcher: Arc<dyn Launcher>, lost: CancellationToken) {
     launcher.lost().await;
     lost.cancel();
@@ -371,7 +370,9 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, mut ticket: Ti
     let waited = entered.elapsed();
     live.update(|run| run.timings.queue_ms = Some(ms(waited)));
     let Some(slot) = slot else {
-        return finish(&inner, &live, Executed::cancelled());
+        let executed = Executed::cancelled();
+        let lost = inner.lost.is_cancelled();
+        return finish(&inner, &live, if lost { executed.interrupted() } else { executed });
     };
     inner.observer.dequeued(waited);
     live.enter(RunState::Preparing);
@@ -381,6 +382,9 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, mut ticket: Ti
     let control = executed.control.take();
     if executed.started_at.is_some() {
         inner.runs().running -= 1;
+    }
+    if inner.lost.is_cancelled() && executed.outcome == Outcome::Cancelled {
+        executed = executed.interrupted();
     }
     finish(&inner, &live, executed);
     tear_down(&inner, &live, control, slot).await;

@@ -99,6 +99,13 @@ impl Executed {
         let problem = Problem { problem_type: "/problems/sandbox-failed".into(), detail: detail.clone() };
         Self { problem: Some(problem), ..Self::without_a_run(Outcome::SandboxError { detail }) }
     }
+
+    /// The launcher died. What we then cancelled was not cancelled by anybody's wish.
+    pub(crate) fn interrupted(self) -> Self {
+        let detail = "the launcher died before the run had ended".to_owned();
+        let problem = Problem { problem_type: "/problems/interrupted".into(), detail: detail.clone() };
+        Self { outcome: Outcome::SandboxError { detail }, problem: Some(problem), ..self }
+    }
 }
 
 /// Gets the image, builds the sandbox, reads the outputs, judges.

@@ -149,7 +149,7 @@ impl Outcome {
             Outcome::WallTimeLimit => format!("killed after {} ms of wall time", limits.wall_time_ms),
             Outcome::CpuTimeLimit => format!("killed after {} ms of processor time", limits.cpu_time_ms),
             Outcome::MemoryLimit => {
-                format!("the kernel's OOM killer struck at the limit of {} bytes", limits.memory_bytes)
+                format!("the kernel's OOM killer struck at the memory limit of {} bytes", limits.memory_bytes)
             }
             Outcome::OutputLimit { stream: Stream::Stdout } => {
                 format!("wrote more than {} bytes to stdout", limits.stdout_bytes)

@@ -13,7 +13,7 @@ use landlock::{
 };
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, getcwd, setresgid, setresuid, setsid};
 use run::{Limits, Profile, SetupFailure};
@@ -121,11 +121,15 @@ fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> 
 fn set_limits(limits: &Limits) -> nix::Result<()> {
     let cpu_seconds = limits.cpu_time_ms.div_ceil(1000) + 1;
     for (resource, value) in [
-        // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
-        (Resource::RLIMIT_CORE, 1),
         (Resource::RLIMIT_NOFILE, limits.open_files),
         (Resource::RLIMIT_FSIZE, limits.file_size_bytes),
         (Resource::RLIMIT_STACK, limits.stack_bytes),
+    ] {
+        setrlimit(resource, value, value)?;
+    }
+    for (resource, value) in [
+        // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
+        (Resource::RLIMIT_CORE, 1),
         // The cgroup counts processes; this is a second wall behind it and must not be hit first.
         (Resource::RLIMIT_NPROC, limits.processes.saturating_add(8)),
         (Resource::RLIMIT_CPU, cpu_seconds),
@@ -135,6 +139,9 @@ fn set_limits(limits: &Limits) -> nix::Result<()> {
         (Resource::RLIMIT_NICE, 0),
         (Resource::RLIMIT_RTPRIO, 0),
     ] {
+        // Walls of ours that nobody asked for by number: where the host's are lower, those hold.
+        let (_, hard) = getrlimit(resource)?;
+        let value = value.min(hard);
         setrlimit(resource, value, value)?;
     }
     Ok(())

@@ -50,7 +50,7 @@ pub fn main(unpack: UnpackFn) -> ExitCode {
 }
 
 fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
-    let socket = match io::stdin().as_fd().try_clone_to_owned() {
+    let socket = match take_stdin() {
         Ok(socket) => socket,
         Err(error) => {
             eprintln!("sandglass-launcher: standard input is no socket: {error}");
@@ -79,6 +79,15 @@ fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// The server's socket, out of the place where every child would inherit it: a keeper or an init that
+/// held it would hide the launcher's death from the server.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let null = File::open("/dev/null")?;
+    sys::place(null.as_fd(), 0)?;
+    Ok(socket)
 }
 
 struct Launcher {

@@ -1,0 +1,216 @@
+//! Every limit of the contract: a program just within it succeeds, one past it meets it.
+
+use std::time::Instant;
+
+use support::{Daemon, Value, guest, json};
+
+fn with_limits(name: &str, args: &[&str], limits: &Value) -> Value {
+    json!({
+        "image": "host", "cmd": format!("/tmp/{name}"), "args": args, "files": [guest::file(name)],
+        "limits": limits,
+    })
+}
+
+fn python(script: &str, limits: &Value) -> Value {
+    json!({ "image": "host", "cmd": "python3", "args": ["-c", script], "limits": limits })
+}
+
+#[track_caller]
+fn assert_exited(run: &Value, code: u64) -> String {
+    assert_eq!((run["outcome"].as_str(), run["exit_code"].as_u64()), (Some("exited"), Some(code)), "{run:#}");
+    run["stdout"].as_str().expect("text").trim().to_owned()
+}
+
+#[test]
+fn wall_time() {
+    let daemon = Daemon::start();
+    let run = daemon.run(&python("import time; time.sleep(0.2)", &json!({ "wall_time_ms": 5000 })));
+    assert_exited(&run, 0);
+    let asked = Instant::now();
+    let run = daemon.run(&python("import time; time.sleep(60)", &json!({ "wall_time_ms": 1000 })));
+    assert_eq!(run["outcome"], "wall_time_limit");
+    let wall = run["usage"]["wall_time_ms"].as_f64().expect("a number");
+    assert!((1000.0..1500.0).contains(&wall), "{wall}");
+    assert!(asked.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn cpu_time() {
+    let daemon = Daemon::start();
+    let limits = json!({ "cpu_time_ms": 1000, "wall_time_ms": 30_000, "cpus": 2.0 });
+    assert_exited(&daemon.run(&with_limits("burn", &["1", "0.3"], &limits)), 0);
+    let run = daemon.run(&with_limits("burn", &["2"], &limits));
+    assert_eq!(run["outcome"], "cpu_time_limit");
+    let cpu = run["usage"]["cpu_time_ms"].as_f64().expect("a number");
+    assert!((1000.0..1600.0).contains(&cpu), "{cpu}");
+}
+
+#[test]
+fn memory() {
+    let daemon = Daemon::start();
+    let limits = json!({ "memory_bytes": 100 << 20, "disk_bytes": 200 << 20, "file_size_bytes": 200 << 20 });
+    assert_eq!(assert_exited(&daemon.run(&with_limits("eat_memory", &["80"], &limits)), 0), "done");
+    assert_eq!(daemon.run(&with_limits("eat_memory", &["120"], &limits))["outcome"], "memory_limit");
+    // Files live in memory and count.
+    let run = daemon.run(&with_limits("fill_disk", &["/tmp/f", "0"], &limits));
+    assert_eq!(run["outcome"], "memory_limit", "{run:#}");
+    let shm = python("open('/dev/shm/x','wb').write(b'x'*(150<<20))", &limits);
+    assert_eq!(daemon.run(&shm)["outcome"], "memory_limit");
+    // So does what only the kernel holds.
+    let segment = "import ctypes\nl=ctypes.CDLL(None)\nl.shmat.restype=ctypes.c_void_p\ni=l.shmget(0,200<<20,0o1600)\np=l.shmat(i,None,0)\nctypes.memset(p,1,200<<20)\nprint('got it')";
+    assert_eq!(daemon.run(&python(segment, &limits))["outcome"], "memory_limit");
+    // A large reservation that nobody touches is nothing.
+    let reserve =
+        "import mmap\nm=mmap.mmap(-1,1<<40,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS|0x4000)\nprint('ok')";
+    assert_eq!(assert_exited(&daemon.run(&python(reserve, &limits)), 0), "ok");
+}
+
+#[test]
+fn processes() {
+    let daemon = Daemon::start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    let limits = json!({ "processes": 20, "wall_time_ms": 1500, "cpu_time_ms": 60_000 });
+    let run = daemon.run(&with_limits("fork_bomb", &["once"], &limits));
+    let said = assert_exited(&run, 0);
+    assert!(said.contains("19"), "one of twenty is the program itself: {said}");
+    assert_eq!(run["limit_hits"], json!(["processes"]));
+    assert_eq!(run["usage"]["processes_peak"], 20);
+    let run = daemon.run(&with_limits("fork_bomb", &[], &limits));
+    assert!(["wall_time_limit", "cpu_time_limit"].contains(&run["outcome"].as_str().expect("an outcome")));
+    let threads = "import threading,time\nn=0\ntry:\n  while True:\n    threading.Thread(target=time.sleep,args=(5,),daemon=True).start(); n+=1\nexcept RuntimeError: print(n,flush=True)\nimport os; os._exit(0)";
+    assert_eq!(assert_exited(&daemon.run(&python(threads, &limits)), 0), "19");
+    host.assert_unchanged();
+}
+
+#[test]
+fn outputs() {
+    let daemon = Daemon::start();
+    for (stream, other) in [("stdout", "stderr"), ("stderr", "stdout")] {
+        let limits = json!({ format!("{stream}_bytes"): 5000, format!("{other}_bytes"): 1 });
+        assert_exited(&daemon.run(&with_limits("spam", &["5000", stream], &limits)), 0);
+        let run = daemon.run(&with_limits("spam", &["5001", stream], &limits));
+        assert_eq!(
+            (run["outcome"].as_str(), run[format!("{stream}_bytes")].as_u64()),
+            (Some("output_limit"), Some(5000))
+        );
+    }
+}
+
+#[test]
+fn disk_and_the_size_of_one_file() {
+    let daemon = Daemon::start();
+    let limits = json!({ "disk_bytes": 8 << 20, "file_size_bytes": 64 << 20 });
+    let run = daemon.run(&with_limits("fill_disk", &["/tmp/f", "6000000"], &limits));
+    assert_exited(&run, 0);
+    assert_eq!(run["limit_hits"], json!([]));
+    let script = "import os\nn=0\nfor d in ('/tmp','/dev/shm','/root','/var'):\n  try:\n    f=open(d+'/f','wb',buffering=0)\n    while True: n+=f.write(b'x'*65536)\n  except OSError as e: print(d,e.errno)\nprint(n<=8<<20, n>7<<20)";
+    let run = daemon.run(&python(script, &limits));
+    assert_eq!(assert_exited(&run, 0), "/tmp 28\n/dev/shm 28\n/root 28\n/var 28\nTrue True");
+    assert_eq!(run["limit_hits"], json!(["disk"]));
+
+    let limits = json!({ "file_size_bytes": 1 << 20 });
+    assert_exited(&daemon.run(&with_limits("fill_disk", &["/tmp/f", "1048576"], &limits)), 0);
+    let past = "f=open('/tmp/f','wb',buffering=0)\nwhile True: f.write(b'x'*65536)";
+    // Python ignores SIGXFSZ and so lives to tell.
+    let run = daemon.run(&python(past, &limits));
+    assert_exited(&run, 1);
+    assert!(run["stderr"].as_str().expect("text").contains("File too large"), "{run:#}");
+    let shell = json!({ "image": "host", "cmd": "sh", "args": ["-c", "exec dd if=/dev/zero of=/tmp/f bs=64k"], "limits": limits });
+    let run = daemon.run(&shell);
+    assert_eq!(
+        (run["outcome"].as_str(), run["signal"].as_str()),
+        (Some("signaled"), Some("SIGXFSZ")),
+        "{run:#}"
+    );
+    assert_eq!(run["limit_hits"], json!(["file_size"]));
+}
+
+#[test]
+fn inodes() {
+    let daemon = Daemon::start();
+    let limits = json!({ "inodes": 200 });
+    let make = |count: u32| {
+        format!(
+            "import os\nos.mkdir('/tmp/d')\nfor n in range({count}): open(f'/tmp/d/{{n}}','w').close()\nprint('made')"
+        )
+    };
+    assert_eq!(assert_exited(&daemon.run(&python(&make(190), &limits)), 0), "made");
+    let run = daemon.run(&python(&make(230), &limits));
+    assert_exited(&run, 1);
+    assert!(run["stderr"].as_str().expect("text").contains("No space left"), "{run:#}");
+    assert_eq!(run["limit_hits"], json!(["inodes"]));
+}
+
+#[test]
+fn open_files() {
+    let daemon = Daemon::start();
+    let script = "import os\nn=3\ntry:\n  while True: os.dup(0); n+=1\nexcept OSError as e: print(n,e.errno)";
+    for most in [16, 256, 1024] {
+        let said = assert_exited(&daemon.run(&python(script, &json!({ "open_files": most }))), 0);
+        assert_eq!(said, format!("{most} 24"));
+    }
+}
+
+#[test]
+fn stack() {
+    let daemon = Daemon::start();
+    let limits = json!({ "stack_bytes": 1 << 20 });
+    assert_exited(&daemon.run(&with_limits("deep_stack", &["900000"], &limits)), 0);
+    let run = daemon.run(&with_limits("deep_stack", &["2000000"], &limits));
+    assert_eq!((run["outcome"].as_str(), run["signal"].as_str()), (Some("signaled"), Some("SIGSEGV")));
+    let deep = json!({ "stack_bytes": 100 << 20 });
+    assert_exited(&daemon.run(&with_limits("deep_stack", &["90000000"], &deep)), 0);
+}
+
+#[test]
+fn processors() {
+    let daemon = Daemon::start();
+    let limits = json!({ "cpus": 0.25, "cpu_time_ms": 60_000 });
+    let run = daemon.run(&with_limits("burn", &["2", "0.5"], &limits));
+    assert_exited(&run, 0);
+    let used = |name: &str| run["usage"][name].as_f64().expect("a number");
+    let share = used("cpu_time_ms") / used("wall_time_ms");
+    assert!(share < 0.45, "a quarter of a processor, and some slack at the ends: {share}");
+}
+
+#[test]
+fn a_limit_that_makes_no_sense_is_refused_by_name_and_never_clamped() {
+    let daemon = Daemon::start();
+    let maxima = daemon.get("/info").expect(200)["maxima"].clone();
+    let defaults = daemon.get("/info").expect(200)["defaults"].clone();
+    let names: Vec<&String> = defaults.as_object().expect("limits").keys().collect();
+    assert_eq!(names.len(), 12);
+    for name in names {
+        let over = if name == "cpus" {
+            json!(maxima[name].as_f64().expect("a number") + 1.0)
+        } else {
+            json!(maxima[name].as_u64().expect("a number") + 1)
+        };
+        for bad in [json!(0), json!(-1), json!("5"), json!(true), json!([]), json!(1e300), over] {
+            let request = json!({ "image": "host", "cmd": "true", "limits": { name: bad } });
+            let problem = daemon.post("/runs", &request).problem(422, "invalid-request");
+            assert_eq!(problem["errors"][0]["pointer"], format!("/limits/{name}"), "{bad}");
+            assert_eq!(problem["errors"].as_array().map(Vec::len), Some(1));
+            assert!(!problem["errors"][0]["detail"].as_str().expect("words").is_empty());
+        }
+        // `null` is absent, and the largest is allowed.
+        for good in [json!(null), maxima[name].clone()] {
+            let run = daemon.run(&json!({ "image": "host", "cmd": "true", "limits": { name: good } }));
+            assert_exited(&run, 0);
+            let expected = if good.is_null() { &defaults[name] } else { &maxima[name] };
+            assert_eq!(run["limits"][name].as_f64(), expected.as_f64(), "{name}");
+        }
+    }
+    for (text, pointer) in [
+        (r#"{"image":"host","cmd":"true","limits":{"memory":5}}"#, "/limits/memory"),
+        (r#"{"image":"host","cmd":"true","limits":{"cpus":1e400}}"#, ""),
+        (r#"{"image":"host","cmd":"true","limits":{"inodes":1.5}}"#, "/limits/inodes"),
+        (r#"{"image":"host","cmd":"true","limits":{"inodes":9223372036854775808}}"#, "/limits/inodes"),
+        (r#"{"image":"host","cmd":"true","limits":[]}"#, "/limits"),
+    ] {
+        let response =
+            daemon.request("POST", "/runs").header("Content-Type", "application/json").body(text).send();
+        assert_eq!(response.problem(422, "invalid-request")["errors"][0]["pointer"], pointer);
+    }
+}
