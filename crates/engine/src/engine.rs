@@ -486,7 +486,7 @@ pub(crate) mod tests_support {
         Arc::new(Run {
             id: RunId(Uuid::now_v7()),
             state: RunState::Finished,
-            outcome: Some(run::Outcome::Exited { code: 0 }),
+            outcome: Some(Outcome::Exited { code: 0 }),
             problem: None,
             stdout: Output { bytes: vec![0; bytes].into(), total: bytes as u64 },
             stderr: Output::default(),
