@@ -23,8 +23,20 @@ pub fn start_launcher(config: &Config) -> anyhow::Result<(Arc<Launcher>, Hello)>
     Ok((Arc::new(launcher), hello))
 }
 
+/// The limits that need a control group.
+const LIMITS: [&str; 4] = ["memory_bytes", "processes", "cpus", "cpu_time_ms"];
+
 /// Every wall that is down and every limit that can't be enforced must be named in `allow_degraded`.
 pub fn check(hello: &Hello, allow_degraded: &[String]) -> anyhow::Result<()> {
+    let known = hello.walls.iter().map(|wall| wall.name.as_str()).chain(LIMITS);
+    let known: Vec<_> = known.collect();
+    for word in allow_degraded {
+        ensure!(
+            known.contains(&word.as_str()),
+            "allow_degraded names {word}, which is no wall and no limit; there are {}",
+            known.join(", ")
+        );
+    }
     let missing = missing(hello);
     let refused: Vec<_> = missing.iter().filter(|(name, _)| !allow_degraded.contains(name)).collect();
     let reasons: Vec<_> = refused.iter().map(|(name, why)| format!("\n  {name}: {why}")).collect();
@@ -80,5 +92,7 @@ mod tests {
         assert!(error.contains("cgroup_cpu: no controller"), "{error}");
         assert!(error.contains("--allow-degraded=cgroup_cpu,cpus"), "{error}");
         assert!(check(&without, &agreed(&["cpus", "cgroup_cpu"])).is_ok());
+        let error = check(&hello(WallState::Up, &[]), &agreed(&["cgroups"])).unwrap_err().to_string();
+        assert!(error.contains("cgroups, which is no wall"), "{error}");
     }
 }

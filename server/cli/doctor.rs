@@ -43,7 +43,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 fn show(hello: &Hello) {
-    println!("kernel    {}", hello.kernel);
+    let (major, minor) = sandbox::MIN_KERNEL;
+    println!("kernel    {} (at least {major}.{minor} is needed)", hello.kernel);
     println!("cgroups   {}", hello.cgroup);
     println!("ids       {} for each of {} runs at once\n", hello.id_width, hello.max_runs);
     let colour = std::io::stdout().is_terminal();

@@ -29,6 +29,8 @@ pub(super) fn check_image(image: &str, bad: &mut Vec<BadValue>) {
         bad.push(BadValue::at("/image", format!("must have 1 to {MAX_IMAGE_BYTES} bytes")));
     } else if image.chars().any(|c| c.is_whitespace() || c.is_control()) {
         bad.push(BadValue::at("/image", "must not contain spaces or control characters"));
+    } else if let Err(error) = image::Images::check_reference(image) {
+        bad.push(BadValue::at("/image", error.to_string()));
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -205,7 +206,11 @@ pub fn finished(run: &Run) -> Result<Response, Problem> {
 fn about(problem: &run::Problem, id: RunId) -> Problem {
     let name = problem.problem_type.strip_prefix("/problems/").unwrap_or(&problem.problem_type);
     let kind = super::problem::Kind::named(name).unwrap_or(&super::problem::SANDBOX_FAILED);
-    kind.detail(problem.detail.clone()).about_run(id)
+    let said = kind.detail(problem.detail.clone()).about_run(id);
+    match problem.retry_after_ms {
+        Some(pause) => said.retry_after(Duration::from_millis(pause)),
+        None => said,
+    }
 }
 
 fn server_timing(timings: &Timings) -> Option<HeaderValue> {

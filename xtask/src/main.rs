@@ -16,7 +16,7 @@ const HELP: &str = "\
 cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
 cargo xtask ci        formatting, lints, documentation, then the tests
-cargo xtask openapi   write openapi/v1.json anew from the code";
+cargo xtask openapi   write openapi/ anew from the code";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -51,9 +51,11 @@ fn ci() -> Result<ExitCode> {
 
 fn openapi() -> Result<ExitCode> {
     let programs = cargo::build(&["--package", "sandglass", "--bin", "sandglass"])?;
-    let document = cargo::output(programs.get("sandglass")?, &["openapi"])?;
-    let path = cargo::root().join("openapi/v1.json");
-    std::fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    for (file, words) in [("v1.json", &["openapi"][..]), ("problems.md", &["openapi", "--problems"])] {
+        let document = cargo::output(programs.get("sandglass")?, words)?;
+        let path = cargo::root().join("openapi").join(file);
+        std::fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
     Ok(ExitCode::SUCCESS)
 }

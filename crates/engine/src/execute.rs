@@ -96,14 +96,14 @@ impl Executed {
     }
 
     fn sandbox_error(detail: String) -> Self {
-        let problem = Problem { problem_type: "/problems/sandbox-failed".into(), detail: detail.clone() };
+        let problem = problem("sandbox-failed", &detail);
         Self { problem: Some(problem), ..Self::without_a_run(Outcome::SandboxError { detail }) }
     }
 
     /// The launcher died. What we then cancelled was not cancelled by anybody's wish.
     pub(crate) fn interrupted(self) -> Self {
         let detail = "the launcher died before the run had ended".to_owned();
-        let problem = Problem { problem_type: "/problems/interrupted".into(), detail: detail.clone() };
+        let problem = problem("interrupted", &detail);
         Self { outcome: Outcome::SandboxError { detail }, problem: Some(problem), ..self }
     }
 }
@@ -296,10 +296,17 @@ impl Running<'_> {
     }
 }
 
+fn problem(name: &str, detail: &str) -> Problem {
+    Problem { problem_type: format!("/problems/{name}"), detail: detail.into(), retry_after_ms: None }
+}
+
 fn image_failed(error: &ImageError) -> Executed {
     let detail = chain(error);
-    let problem =
-        Problem { problem_type: format!("/problems/{}", problem_name(error)), detail: detail.clone() };
+    let retry_after_ms = match error {
+        ImageError::RateLimited { retry_after, .. } => retry_after.map(|pause| pause.as_millis() as u64),
+        _ => None,
+    };
+    let problem = Problem { retry_after_ms, ..problem(problem_name(error), &detail) };
     Executed { problem: Some(problem), ..Executed::without_a_run(Outcome::ImageFailed { detail }) }
 }
 

@@ -52,6 +52,11 @@ impl Images {
         Ok(Self { inner: Arc::new(Inner { puller, shelf, observer, pulls }) })
     }
 
+    /// Whether the text is a reference at all; asks nobody.
+    pub fn check_reference(reference: &str) -> Result<(), ImageError> {
+        if reference == HOST { Ok(()) } else { Reference::parse(reference).map(drop) }
+    }
+
     /// The image, pulled if need be and `pull` allows it. Dropping the future leaves the pull to
     /// the others who wait for it; the last one to leave ends it, after a grace.
     pub async fn acquire(&self, reference: &str, pull: Pull) -> Result<Lease, ImageError> {

@@ -106,12 +106,15 @@ pub struct ImageRef {
 
 /// Which problem document explains a run that has no verdict about the program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = RunProblem))]
 pub struct Problem {
     /// A stable path such as `/problems/image-not-found`.
     #[serde(rename = "type")]
     pub problem_type: String,
     pub detail: String,
+    /// When it is worth another try, where somebody has said so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_after_ms: Option<u64>,
 }
 
 /// One run, in whatever state. The server turns it into JSON; the outputs stay bytes until then.

@@ -14,7 +14,7 @@ use crate::step::{At, Failure};
 use crate::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 
 /// The oldest kernel that has everything without which a wall would be missing.
-pub(crate) const MIN_KERNEL: (u32, u32) = (6, 1);
+pub const MIN_KERNEL: (u32, u32) = (6, 1);
 
 pub(crate) fn kernel_release() -> String {
     nix::sys::utsname::uname()

@@ -42,3 +42,5 @@ mod packet;
 mod rootfs;
 mod step;
 mod sys;
+
+pub use host::MIN_KERNEL;

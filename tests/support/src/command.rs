@@ -3,9 +3,16 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::place::programs;
+
+/// The longest that any program of the tests takes.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// The program under test.
 pub fn sandglass() -> PathBuf {
@@ -57,8 +64,19 @@ impl Finished {
         let output = std::thread::scope(|scope| {
             // A program that doesn't read it all is none of our business.
             scope.spawn(move || stdin.write_all(input));
-            child.wait_with_output().expect("wait for a child")
+            let pid = Pid::from_raw(child.id().cast_signed());
+            let (done, waiting) = mpsc::sync_channel::<()>(0);
+            // A child that never ends would hold the whole test run up.
+            scope.spawn(move || {
+                if waiting.recv_timeout(LONGEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            });
+            let output = child.wait_with_output().expect("wait for a child");
+            drop(done);
+            output
         });
+        assert!(started.elapsed() < LONGEST, "{command:?} did not end");
         Self { status: output.status, stdout: output.stdout, stderr: output.stderr, took: started.elapsed() }
     }
 

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tar::{EntryType, Header};
+use tar::Header;
+
+/// What kind of thing a layer's entry is.
+pub use tar::EntryType;
 
 use crate::tool;
 
