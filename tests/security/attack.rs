@@ -16,6 +16,8 @@ pub(crate) struct Attack {
     pub(crate) shows: &'static [&'static str],
     /// How the run may end.
     pub(crate) ends: &'static str,
+    /// The longest that the program may have taken, where that says whether a wall stood.
+    pub(crate) within_ms: f64,
     /// Fields of the request beyond image and command, as JSON.
     pub(crate) request: &'static str,
 }
@@ -27,13 +29,17 @@ pub(crate) const fn attack(
     script: &'static str,
     shows: &'static [&'static str],
 ) -> Attack {
-    Attack { id, tries, script, shows, ends: "exited", request: "{}" }
+    Attack { id, tries, script, shows, ends: "exited", within_ms: f64::INFINITY, request: "{}" }
 }
 
 impl Attack {
     /// For those that are meant to end otherwise than with code 0.
     pub(crate) const fn ends(self, outcome: &'static str) -> Self {
         Self { ends: outcome, ..self }
+    }
+
+    pub(crate) const fn within_ms(self, within_ms: f64) -> Self {
+        Self { within_ms, ..self }
     }
 
     pub(crate) const fn with(self, request: &'static str) -> Self {
@@ -95,6 +101,10 @@ impl Attack {
         }
         if !self.shows.contains(&shown) {
             return Err(format!("showed {shown:?} instead of one of {:?}", self.shows));
+        }
+        let took = run["usage"]["wall_time_ms"].as_f64().unwrap_or_default();
+        if took > self.within_ms {
+            return Err(format!("took {took} ms"));
         }
         host.settled().map_err(|left| format!("left on the host:\n{left}"))
     }

@@ -23,7 +23,15 @@ print((root.st_dev, root.st_ino) == (up.st_dev, up.st_ino))"#,
         "a second chroot, and out of it",
         r#"
 os.mkdir("/tmp/x")
-print(tried(os.chroot, "/tmp/x"))"#,
+root = os.open("/", os.O_RDONLY)
+out = tried(os.chroot, "/tmp/x")
+if out == "ok":
+    os.fchdir(root)
+    for _ in range(100):
+        os.chdir("..")
+    os.chroot(".")
+    out = sorted(os.listdir("/"))
+print(out)"#,
         &["EPERM"],
     ),
     attack(
@@ -134,7 +142,9 @@ try:
 except OSError as error:
     print(name(error.errno), 1000 < made <= 10_016)"#,
         &["ENOSPC True"],
-    ),
+    )
+    // Landlock looks at every folder above the one that is made.
+    .with(r#"{"limits": {"cpu_time_ms": 60000, "wall_time_ms": 60000}}"#),
     attack(
         "F-21",
         "names that are no text, and links in circles",
@@ -188,6 +198,13 @@ print(tried(fcntl.ioctl, fd, 0x40086602, struct.pack("l", 0x10)))"#,
     attack("F-12c", "a file into another process's memory", r#"print(1)"#, &[""])
         .ends("start_failed")
         .with(r#"{"files": [{"path": "/proc/self/mem", "text": "x"}]}"#),
+    attack(
+        "F-29",
+        "out by a directory that was left open",
+        r#"print(tried(os.open, ".", os.O_RDONLY, dir_fd=9), tried(os.open, "..", os.O_RDONLY, dir_fd=9))"#,
+        // Not there, or in vain: Landlock stands behind it.
+        &["EBADF EBADF", "EACCES EACCES"],
+    ),
     attack(
         "F-28",
         "sealing a file for good, and freezing its file system",

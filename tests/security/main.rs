@@ -12,3 +12,4 @@ mod network;
 mod privileges;
 mod proc;
 mod processes;
+mod resources;

@@ -7,6 +7,7 @@ mod packages;
 mod pretty;
 mod tally;
 mod test;
+mod walls;
 
 use std::process::ExitCode;
 
@@ -16,7 +17,8 @@ const HELP: &str = "\
 cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
 cargo xtask ci        formatting, lints, documentation, then the tests
-cargo xtask openapi   write openapi/ anew from the code";
+cargo xtask openapi   write openapi/ anew from the code
+cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         "test" => test::main(&rest),
         "ci" => ci(),
         "openapi" => openapi(),
+        "walls" => walls::main(&rest),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);

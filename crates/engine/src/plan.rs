@@ -53,7 +53,16 @@ pub(crate) fn launch_spec(
         limits: spec.limits.clone(),
         files,
         profile: spec.profile,
+        #[cfg(feature = "removable-walls")]
+        without: without_walls(spec),
     })
+}
+
+/// Which walls a test wants down, as its run's label says.
+#[cfg(feature = "removable-walls")]
+pub(crate) fn without_walls(spec: &RunSpec) -> Vec<String> {
+    let names = spec.labels.get("without-walls").map_or("", String::as_str);
+    names.split('+').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// The files' descriptors and where in them each file is. All bytes of the request share one.

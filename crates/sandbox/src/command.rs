@@ -16,9 +16,10 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, getcwd, setresgid, setresuid, setsid};
-use run::{Limits, Profile, SetupFailure};
+use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::LaunchSpec;
 use crate::step::{At, Failure};
 use crate::{seccomp, sys};
 
@@ -33,9 +34,11 @@ pub(crate) struct Program<'a> {
     pub(crate) workdir: CString,
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
-    pub(crate) limits: &'a Limits,
-    pub(crate) profile: Profile,
+    pub(crate) spec: &'a LaunchSpec,
     pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// A directory outside that a test leaves open.
+    #[cfg(feature = "removable-walls")]
+    pub(crate) leaked: Option<BorrowedFd<'a>>,
 }
 
 /// What the child says before it becomes the program; nothing if it could become it.
@@ -89,6 +92,10 @@ pub(crate) fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
 
 const TELLS: i32 = 3;
 
+/// Where a descriptor is left open that leads out, when a test asks whether the walls behind it hold.
+#[cfg(feature = "removable-walls")]
+const LEAKED: i32 = 9;
+
 /// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
@@ -111,14 +118,21 @@ fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> 
         sys::place(*fd, number as i32).at("place standard descriptors")?;
     }
     sys::place(tells, TELLS).at("place status pipe")?;
-    sys::close_from(TELLS + 1).at("close descriptors")?;
+    #[cfg(feature = "removable-walls")]
+    if let Some(leaked) = program.leaked {
+        sys::place(leaked, LEAKED).at("leak a descriptor")?;
+    }
+    if program.spec.stands("close_descriptors") {
+        sys::close_from(TELLS + 1).at("close descriptors")?;
+    }
     sys::close_on_exec(TELLS).at("mark status pipe")?;
     sys::default_signals();
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
 }
 
-fn set_limits(limits: &Limits) -> nix::Result<()> {
+fn set_limits(spec: &LaunchSpec) -> nix::Result<()> {
+    let limits = &spec.limits;
     let cpu_seconds = limits.cpu_time_ms.div_ceil(1000) + 1;
     for (resource, value) in [
         (Resource::RLIMIT_NOFILE, limits.open_files),
@@ -129,7 +143,7 @@ fn set_limits(limits: &Limits) -> nix::Result<()> {
     }
     for (resource, value) in [
         // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
-        (Resource::RLIMIT_CORE, 1),
+        (Resource::RLIMIT_CORE, if spec.stands("core_limit") { 1 } else { 1 << 20 }),
         // The cgroup counts processes; this is a second wall behind it and must not be hit first.
         (Resource::RLIMIT_NPROC, limits.processes.saturating_add(8)),
         (Resource::RLIMIT_CPU, cpu_seconds),
@@ -171,9 +185,35 @@ fn secure_bits(profile: Profile) -> u64 {
 
 /// Privileges go, in the only order in which each step is still allowed.
 fn restrict(program: &Program<'_>) -> Result<(), Failure> {
-    nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
-    let kept = capabilities(program.profile);
-    for capability in (0..64).filter(|capability| kept >> capability & 1 == 0) {
+    let stands = |wall| program.spec.stands(wall);
+    if stands("no_new_privs") {
+        nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
+    }
+    if stands("capabilities") {
+        drop_capabilities(program)?;
+    } else {
+        become_user(program)?;
+    }
+    // Lowering limits needs no privilege, and what comes before must not run into them.
+    if stands("landlock") && stands("no_new_privs") {
+        fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
+    }
+    set_limits(program.spec).at("set resource limits")?;
+    if stands("seccomp") && stands("no_new_privs") {
+        filter_calls(program.spec)?;
+    }
+    Ok(())
+}
+
+fn become_user(program: &Program<'_>) -> Result<(), Failure> {
+    setresgid(program.gid, program.gid, program.gid).at("become the group")?;
+    setresuid(program.uid, program.uid, program.uid).at("become the user")
+}
+
+fn drop_capabilities(program: &Program<'_>) -> Result<(), Failure> {
+    let kept = capabilities(program.spec.profile);
+    let dropped = if program.spec.stands("bounding_set") { 64 } else { 0 };
+    for capability in (0..dropped).filter(|capability| kept >> capability & 1 == 0) {
         match sys::prctl(libc::PR_CAPBSET_DROP, capability, 0) {
             Ok(_) => {}
             Err(Errno::EINVAL) => break,
@@ -182,15 +222,22 @@ fn restrict(program: &Program<'_>) -> Result<(), Failure> {
     }
     sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)
         .at("clear ambient capabilities")?;
-    sys::prctl(libc::PR_SET_SECUREBITS, secure_bits(program.profile), 0).at("lock secure bits")?;
-    setresgid(program.gid, program.gid, program.gid).at("become the group")?;
-    setresuid(program.uid, program.uid, program.uid).at("become the user")?;
+    sys::prctl(libc::PR_SET_SECUREBITS, secure_bits(program.spec.profile), 0).at("lock secure bits")?;
+    become_user(program)?;
     let root = program.uid.is_root();
-    sys::set_capabilities(if root { kept } else { 0 }).at("drop capabilities")?;
-    // Lowering limits needs no privilege, and what comes before must not run into them.
-    fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
-    set_limits(program.limits).at("set resource limits")?;
-    sys::seccomp(seccomp::command_filter(program.profile)).at("install system call filter")
+    sys::set_capabilities(if root { kept } else { 0 }).at("drop capabilities")
+}
+
+#[cfg(not(feature = "removable-walls"))]
+fn filter_calls(spec: &LaunchSpec) -> Result<(), Failure> {
+    sys::seccomp(seccomp::command_filter(spec.profile)).at("install system call filter")
+}
+
+/// A filter with holes is compiled for the one run that wants it.
+#[cfg(feature = "removable-walls")]
+fn filter_calls(spec: &LaunchSpec) -> Result<(), Failure> {
+    let (arch, sockets) = (spec.stands("seccomp_arch"), spec.stands("socket_filter"));
+    sys::seccomp(&seccomp::filter_with_holes(spec.profile, arch, sockets)).at("install system call filter")
 }
 
 /// Returns only when the program could not be executed, with the reason.

@@ -92,12 +92,18 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
     setsid().at("new session")?;
     become_root().at("become root of the user namespace")?;
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).at("die with the keeper")?;
-    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).at("forbid inspection")?;
+    let stands = |wall| parts.spec.stands(wall);
+    if stands("dumpable") {
+        sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).at("forbid inspection")?;
+    }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).at("make mounts private")?;
-    unshare(CloneFlags::CLONE_NEWCGROUP).at("new cgroup namespace")?;
-    let proc = proc::mount(parts.spec.profile).at("mount proc")?;
-    enter_root(parts.root.as_fd())?;
+    if stands("cgroup_namespace") {
+        unshare(CloneFlags::CLONE_NEWCGROUP).at("new cgroup namespace")?;
+    }
+    let subset = parts.spec.profile == Profile::Strict && stands("proc_subset");
+    let proc = proc::mount(subset, stands("hidepid")).at("mount proc")?;
+    enter_root(parts.root.as_fd(), stands("pivot_root"))?;
     // From here on no path leads to the host.
     umask(Mode::empty());
     for (name, tree) in parts.finish.extra.iter().zip(&parts.extra) {
@@ -111,8 +117,13 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
     attach(parts.shm.as_fd(), "dev/shm").at("attach shm")?;
     inside::make_tmp().at("make /tmp")?;
     inside::name_localhost();
-    sethostname("sandbox").at("set host name")?;
-    sys::loopback_up().at("bring loopback up")
+    if stands("uts_namespace") {
+        sethostname("sandbox").at("set host name")?;
+    }
+    if stands("network_namespace") {
+        sys::loopback_up().at("bring loopback up")?;
+    }
+    Ok(())
 }
 
 fn become_root() -> nix::Result<()> {
@@ -122,12 +133,12 @@ fn become_root() -> nix::Result<()> {
     setresuid(uid, uid, uid)
 }
 
-fn enter_root(root: BorrowedFd<'_>) -> Result<(), Failure> {
+fn enter_root(root: BorrowedFd<'_>, pivot: bool) -> Result<(), Failure> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let point = nix::fcntl::open(NEW_ROOT, flags, Mode::empty()).at("open root's mount point")?;
     sys::move_mount(root, point.as_fd()).at("attach root")?;
     chdir(NEW_ROOT).at("enter root")?;
-    replace_root()
+    if pivot { replace_root() } else { chroot(".").at("change root") }
 }
 
 /// Makes the current directory, which must be a mount, the root of this mount namespace.
@@ -180,9 +191,10 @@ fn prepare(parts: &Parts) -> Result<Program<'_>, String> {
         workdir: CString::new(workdir).map_err(|_| "the working directory contains a NUL byte".to_owned())?,
         uid,
         gid,
-        limits: &spec.limits,
-        profile: spec.profile,
+        spec,
         stdio: [parts.stdio[0].as_fd(), parts.stdio[1].as_fd(), parts.stdio[2].as_fd()],
+        #[cfg(feature = "removable-walls")]
+        leaked: if spec.stands("no_leak") { None } else { parts.files.last().map(AsFd::as_fd) },
     })
 }
 

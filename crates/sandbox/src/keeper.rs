@@ -97,15 +97,16 @@ impl<'a> Keeper<'a> {
             Ok(keeper) => keeper,
             Err(failure) => return (control, End { result: Err(failure), clean: true }),
         };
-        let oom = keeper.group.oom_event();
-        let started =
-            clone_init(&keeper.group).and_then(|init| match keeper.build(&init, &spec_fd, &stdio, &files) {
+        let oom = if keeper.spec.stands("oom_kill_all") { keeper.group.oom_event() } else { None };
+        let started = clone_init(&keeper.group, &keeper.spec).and_then(|init| {
+            match keeper.build(&init, &spec_fd, &stdio, &files) {
                 Ok(scratch) => Ok((init, scratch)),
                 Err(failure) => {
                     keeper.end(&init);
                     Err(failure)
                 }
-            });
+            }
+        });
         // From here on only the run itself holds its outputs, so their end is the run's end.
         drop((spec_fd, stdio, files));
         let (init, scratch) = match started {
@@ -166,9 +167,11 @@ impl<'a> Keeper<'a> {
         let process = dir::open_dir(format!("/proc/{}", init.pid).as_ref()).at("open init's proc")?;
         // When memory runs out the run's processes go before anybody else's.
         dir::write(&process, "oom_score_adj", "1000").at("set oom score")?;
-        let map = format!("0 {owner} {width}");
-        dir::write(&process, "uid_map", &map).at("map users")?;
-        dir::write(&process, "gid_map", &map).at("map groups")?;
+        if self.spec.stands("user_namespace") {
+            let map = format!("0 {owner} {width}");
+            dir::write(&process, "uid_map", &map).at("map users")?;
+            dir::write(&process, "gid_map", &map).at("map groups")?;
+        }
         let userns = nix::fcntl::openat(&process, "ns/user", nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
             .at("open user namespace")?;
         for output in stdio[1..].iter().filter(|output| is_pipe(output)) {
@@ -179,6 +182,12 @@ impl<'a> Keeper<'a> {
         fds.extend(stdio.iter().map(AsFd::as_fd));
         fds.extend(mounts.extra.iter().map(|(_, tree)| tree.as_fd()));
         fds.extend(files.iter().map(AsFd::as_fd));
+        #[cfg(feature = "removable-walls")]
+        let outside = dir::open_dir("/".as_ref()).at("open a directory to leak")?;
+        #[cfg(feature = "removable-walls")]
+        if !self.spec.stands("no_leak") {
+            fds.push(outside.as_fd());
+        }
         let extra = mounts.extra.iter().map(|(name, _)| name.clone()).collect();
         packet::send(init.sync.as_fd(), &Finish { extra, id_width: width }, &fds)
             .at("tell init what to build")?;
@@ -190,7 +199,7 @@ impl<'a> Keeper<'a> {
     fn mount(&self, userns: BorrowedFd<'_>) -> Result<Mounts, Failure> {
         let ground = self.ground;
         let scratch = Scratch::create(&self.spec.limits, self.owner)?;
-        let mapped = ground.map_ids.then_some(userns);
+        let mapped = (ground.map_ids && self.spec.stands("user_namespace")).then_some(userns);
         let dev = rootfs::devices(ground.devices.as_fd())?;
         let mut lowers = Vec::new();
         let layers = match (&self.spec.rootfs, &ground.host) {
@@ -215,6 +224,10 @@ impl<'a> Keeper<'a> {
             extra.push((name, rootfs::overlay(ground.layer_mode, &lowers, None)?));
         }
         let root = rootfs::overlay(ground.layer_mode, &layers, Some(&scratch))?;
+        #[cfg(feature = "removable-walls")]
+        if !self.spec.stands("nosuid") {
+            sys::mount_clear(root.as_fd(), sys::MOUNT_ATTR_NOSUID).at("allow setuid")?;
+        }
         let shm = scratch.shm()?;
         Ok(Mounts { root, dev, shm, extra, scratch: scratch.mount })
     }
@@ -222,7 +235,9 @@ impl<'a> Keeper<'a> {
     /// Kills everything and waits until it is dead. PID 1's death ends its namespace, and it is reaped
     /// only after everything in it is gone.
     fn end(&self, init: &Init) {
-        self.group.kill();
+        if self.spec.stands("cgroup_kill") {
+            self.group.kill();
+        }
         let _ = sys::pidfd_kill(init.pidfd.as_fd());
         while let Err(nix::errno::Errno::EINTR) = sys::wait(Some(init.pid), true) {}
     }
@@ -238,21 +253,30 @@ pub(crate) fn read_spec(fd: &OwnedFd) -> io::Result<LaunchSpec> {
     let len = fstat(fd)?.st_size as usize;
     let mut bytes = vec![0; len];
     let read = nix::sys::uio::pread(fd, &mut bytes, 0)?;
-    let spec: LaunchSpec = serde_json::from_slice(&bytes[..read])?;
+    #[cfg_attr(not(feature = "removable-walls"), expect(unused_mut, reason = "only a test build changes it"))]
+    let mut spec: LaunchSpec = serde_json::from_slice(&bytes[..read])?;
+    #[cfg(feature = "removable-walls")]
+    spec.take_limits_down();
     if spec.argv.is_empty() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "argv is empty"));
     }
     Ok(spec)
 }
 
-fn clone_init(group: &RunGroup<'_>) -> Result<Init, Failure> {
+/// What a run has to itself. The cgroup namespace comes later, from inside the cgroup.
+const NAMESPACES: [(&str, i32); 6] = [
+    ("user_namespace", libc::CLONE_NEWUSER),
+    ("mount_namespace", libc::CLONE_NEWNS),
+    ("pid_namespace", libc::CLONE_NEWPID),
+    ("network_namespace", libc::CLONE_NEWNET),
+    ("ipc_namespace", libc::CLONE_NEWIPC),
+    ("uts_namespace", libc::CLONE_NEWUTS),
+];
+
+fn clone_init(group: &RunGroup<'_>, spec: &LaunchSpec) -> Result<Init, Failure> {
     let (ours, theirs) = packet::pair().at("make sync socket")?;
-    let namespaces = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS;
+    let wanted = NAMESPACES.iter().filter(|(name, _)| spec.stands(name));
+    let namespaces = wanted.fold(0, |flags, (_, flag)| flags | flag);
     match sys::clone3(namespaces as u64, group.clone_target()).at("clone init")? {
         None => {
             drop(ours);

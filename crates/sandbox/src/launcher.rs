@@ -50,6 +50,8 @@ pub fn main(unpack: UnpackFn) -> ExitCode {
 }
 
 fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
+    // Whatever the server was started with is none of ours, and less so any run's.
+    let _ = sys::close_from(3);
     let socket = match take_stdin() {
         Ok(socket) => socket,
         Err(error) => {

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, SFlag, fstatat};
-use run::Profile;
 
 use crate::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use crate::{dir, rootfs};
@@ -31,12 +30,14 @@ const VISIBLE: [&str; 15] = [
 ];
 
 /// It has to be made while the host's `/proc` can still be seen: afterwards the kernel refuses.
-pub(crate) fn mount(profile: Profile) -> nix::Result<OwnedFd> {
+pub(crate) fn mount(only_processes: bool, only_own: bool) -> nix::Result<OwnedFd> {
     let fs = sys::fsopen(c"proc")?;
-    if profile == Profile::Strict {
+    if only_processes {
         sys::fs_set(fs.as_fd(), c"subset", "pid")?;
     }
-    sys::fs_set(fs.as_fd(), c"hidepid", "invisible")?;
+    if only_own {
+        sys::fs_set(fs.as_fd(), c"hidepid", "invisible")?;
+    }
     sys::fs_mount(fs.as_fd(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
 }
 

@@ -54,6 +54,46 @@ pub struct LaunchSpec {
     pub limits: Limits,
     pub files: Vec<LaunchFile>,
     pub profile: Profile,
+    /// Walls and limits that are taken down, by name, to see that a test notices. Releases have no
+    /// such field and refuse a spec that has it.
+    #[cfg(feature = "removable-walls")]
+    #[serde(default)]
+    pub without: Vec<String>,
+}
+
+impl LaunchSpec {
+    /// Whether a wall is to be built: always, but in a build whose walls can be removed.
+    #[cfg(not(feature = "removable-walls"))]
+    pub(crate) const fn stands(&self, _wall: &str) -> bool {
+        true
+    }
+
+    #[cfg(feature = "removable-walls")]
+    pub(crate) fn stands(&self, wall: &str) -> bool {
+        !self.without.iter().any(|name| name == wall)
+    }
+
+    /// Raises the limits that were taken down beyond anybody's reach.
+    #[cfg(feature = "removable-walls")]
+    pub(crate) fn take_limits_down(&mut self) {
+        const ENDLESS: u64 = 1 << 40;
+        let limits = &mut self.limits;
+        for name in &self.without {
+            match name.as_str() {
+                "wall_time_ms" => limits.wall_time_ms = ENDLESS,
+                "cpu_time_ms" => limits.cpu_time_ms = ENDLESS,
+                "memory_bytes" => limits.memory_bytes = ENDLESS,
+                "processes" => limits.processes = 4_000_000,
+                "disk_bytes" => limits.disk_bytes = ENDLESS,
+                "inodes" => limits.inodes = ENDLESS,
+                "file_size_bytes" => limits.file_size_bytes = ENDLESS,
+                "open_files" => limits.open_files = limits.open_files.saturating_mul(4),
+                "stack_bytes" => limits.stack_bytes = limits.stack_bytes.saturating_mul(16),
+                "cpus" => limits.cpus = 1e6,
+                _ => {}
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

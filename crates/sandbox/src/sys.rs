@@ -276,16 +276,35 @@ pub(crate) fn mount_set(
     attributes: u64,
     userns: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
-    let attr = MountAttr {
-        attr_set: attributes | if userns.is_some() { MOUNT_ATTR_IDMAP } else { 0 },
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64),
-    };
+    mount_change(
+        mount,
+        &MountAttr {
+            attr_set: attributes | if userns.is_some() { MOUNT_ATTR_IDMAP } else { 0 },
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64),
+        },
+    )
+}
+
+/// Takes attributes away from a mount: what no wall ever does, and a test that removes one.
+#[cfg(feature = "removable-walls")]
+pub(crate) fn mount_clear(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
+    mount_change(mount, &MountAttr { attr_set: 0, attr_clr: attributes, propagation: 0, userns_fd: 0 })
+}
+
+fn mount_change(mount: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {
     let (fd, empty, flags) = (mount.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: `attr` outlives the call and its size is the one given.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, empty, flags, &raw const attr, size_of::<MountAttr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd,
+            empty,
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
     };
     Errno::result(result).map(drop)
 }

@@ -85,7 +85,7 @@ pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
         let done = (ready(0) && watch.hear(sync.as_fd())?)
             || (ready(2) && watch.hear_the_rest(sync.as_fd())?)
             || (ready(1) && watch.obey(control.as_fd()))
-            || (ready(3) && watch.wait_for_oom_kill())
+            || (ready(3) && oom.is_some_and(|oom| watch.wait_for_oom_kill(oom)))
             || watch.limit_reached()?;
         if done {
             return Ok(watch.ending);
@@ -140,7 +140,9 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
     }
 
     /// The event comes before the kill is counted, and the count is what the verdict is made of.
-    fn wait_for_oom_kill(&self) -> bool {
+    fn wait_for_oom_kill(&self, oom: &EventFd) -> bool {
+        // Read, so that it can be waited for again; it never blocks.
+        let _ = oom.read();
         let deadline = Instant::now() + Duration::from_millis(50);
         while Instant::now() < deadline {
             if self.group.oom_kills() > 0 {

@@ -50,6 +50,7 @@ impl Request {
 
     #[must_use]
     pub fn json(self, body: &Value) -> Self {
+        let body = without_walls(body.clone(), &self.path);
         self.header("Content-Type", "application/json").body(body.to_string())
     }
 
@@ -237,6 +238,18 @@ fn read_line(stream: &mut impl BufRead) -> std::io::Result<String> {
 
 fn bad(words: String) -> std::io::Error {
     std::io::Error::new(std::io::ErrorKind::InvalidData, words)
+}
+
+/// `cargo xtask walls` takes a wall of every run down and looks which test notices; a build without
+/// removable walls takes the label for any other.
+fn without_walls(mut body: Value, path: &str) -> Value {
+    if let (Ok(walls), "/runs", Some(fields)) =
+        (std::env::var("SANDGLASS_WITHOUT_WALLS"), path, body.as_object_mut())
+    {
+        let labels = fields.entry("labels").or_insert_with(|| serde_json::json!({}));
+        labels["without-walls"] = walls.into();
+    }
+    body
 }
 
 #[cfg(test)]

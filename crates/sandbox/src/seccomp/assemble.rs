@@ -25,6 +25,10 @@ const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const JUMP_IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
+/// How many instructions at the beginning look at the architecture.
+#[cfg(feature = "removable-walls")]
+pub(super) const ARCH_CHECK_LEN: usize = 3;
+
 /// Calls from this number to the next range's, all decided alike.
 struct Range<'a> {
     from: u32,

@@ -26,6 +26,22 @@ pub(crate) fn command_filter(profile: Profile) -> &'static [sock_filter] {
     place.get_or_init(|| assemble::program(&policy::command(profile), UNKNOWN))
 }
 
+/// The same with a hole in it, to see that a test notices.
+#[cfg(feature = "removable-walls")]
+pub(crate) fn filter_with_holes(profile: Profile, arch: bool, sockets: bool) -> Vec<sock_filter> {
+    let mut policy = policy::command(profile);
+    if !sockets {
+        for decision in policy.values_mut().filter(|decision| decision.name.starts_with("SYS_socket")) {
+            *decision = policy::Decision::plain(decision.name, Answer::Allow);
+        }
+    }
+    let mut program = assemble::program(&policy, UNKNOWN);
+    if !arch {
+        program.drain(..assemble::ARCH_CHECK_LEN);
+    }
+    program
+}
+
 /// Compiles what keepers will want, so that each inherits it.
 pub(crate) fn prepare() {
     for profile in [Profile::Strict, Profile::Compat] {
