@@ -83,6 +83,10 @@ impl Attack {
         let mut request: Value = serde_json::from_str(self.request).expect("an attack's request is JSON");
         let script = format!("{PRELUDE}\n{}", self.script);
         request["image"] = json!("host");
+        if request.get("limits").is_none() {
+            // Time enough on a slow machine: what is tested is not the clock.
+            request["limits"] = json!({ "wall_time_ms": 60_000, "cpu_time_ms": 60_000 });
+        }
         request["cmd"] = json!("python3");
         request["args"] = json!(["-u", "-c", script]);
         let asked =

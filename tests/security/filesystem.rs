@@ -140,7 +140,7 @@ try:
         os.chdir("d" * 200)
         made += 1
 except OSError as error:
-    print(name(error.errno), 1000 < made <= 10_016)"#,
+    print(name(error.errno), 1000 < made <= 10_024)"#,
         &["ENOSPC True"],
     )
     // Landlock looks at every folder above the one that is made.

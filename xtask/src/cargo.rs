@@ -61,17 +61,27 @@ impl Programs {
     }
 }
 
+/// Builds test programs and the binaries beside them; each with its name.
+pub(crate) fn build_tests(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let Programs(programs) = cargo_json(&[&["test", "--no-run"], args].concat())?;
+    Ok(programs.into_iter().collect())
+}
+
 /// Builds, and asks cargo where the programs are rather than guessing.
 pub(crate) fn build(args: &[&str]) -> Result<Programs> {
-    eprintln!("$ cargo build {}", args.join(" "));
+    cargo_json(&[&["build"], args].concat())
+}
+
+fn cargo_json(args: &[&str]) -> Result<Programs> {
+    eprintln!("$ cargo {}", args.join(" "));
     let output = command()
-        .args(["build", "--message-format=json-render-diagnostics"])
         .args(args)
+        .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo")?;
     if !output.status.success() {
-        bail!("cargo build failed: {}", output.status);
+        bail!("cargo {} failed: {}", args.join(" "), output.status);
     }
     let mut programs = BTreeMap::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {

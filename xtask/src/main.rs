@@ -7,6 +7,7 @@ mod packages;
 mod pretty;
 mod tally;
 mod test;
+mod vm;
 mod walls;
 
 use std::process::ExitCode;
@@ -18,7 +19,8 @@ cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
 cargo xtask ci        formatting, lints, documentation, then the tests
 cargo xtask openapi   write openapi/ anew from the code
-cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each";
+cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
+cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         "ci" => ci(),
         "openapi" => openapi(),
         "walls" => walls::main(&rest),
+        "vm" => vm::main(&rest),
         _ => {
             eprintln!("{HELP}");
             return ExitCode::from(2);

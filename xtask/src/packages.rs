@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo;
 
-const PACKAGES: &[&str] = &[
+/// What `cargo xtask test` needs.
+pub(crate) const FOR_TESTS: &[&str] = &[
     "busybox-static",
     "curl",
     "docker-registry",
@@ -42,9 +43,10 @@ apt-get -qq update
 apt-get -qq --yes --no-install-recommends install "$@"
 "#;
 
-pub(crate) fn install() -> Result<()> {
+/// Installs those of the packages that are not there.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let installed = installed()?;
-    let missing: Vec<_> = PACKAGES.iter().copied().filter(|name| !installed.contains(*name)).collect();
+    let missing: Vec<_> = packages.iter().copied().filter(|name| !installed.contains(*name)).collect();
     if missing.is_empty() {
         return Ok(());
     }

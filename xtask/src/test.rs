@@ -18,7 +18,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
         root,
         "the tests start real sandboxes on a real machine and need root: run `sudo cargo xtask test`"
     );
-    packages::install()?;
+    packages::install(packages::FOR_TESTS)?;
     let schemathesis = packages::schemathesis()?;
     cargo::run(&["run", "--quiet", "--package", "sandglass-test-support", "--bin", "test-images"], &[])?;
 

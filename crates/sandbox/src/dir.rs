@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 
@@ -19,7 +20,20 @@ pub(crate) fn open_dir_beneath(dir: impl AsFd, path: &str, flags: OFlag) -> io::
     let how = OpenHow::new()
         .flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | flags)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    Ok(openat2(dir, path, how)?)
+    Ok(openat2_again(dir, path.as_ref(), how)?)
+}
+
+/// With `..` in a path that must not leave its root the kernel gives up when anything on the machine is
+/// renamed or mounted meanwhile; all it asks for is another try.
+pub(crate) fn openat2_again(dir: impl AsFd, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
+    const TRIES: u32 = 10_000;
+    let mut tried = 0;
+    loop {
+        match openat2(dir.as_fd(), path, how) {
+            Err(Errno::EAGAIN) if tried < TRIES => tried += 1,
+            result => return result,
+        }
+    }
 }
 
 pub(crate) fn write(dir: impl AsFd, name: &str, value: &str) -> io::Result<()> {

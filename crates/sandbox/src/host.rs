@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use crate::dir;
-use crate::rootfs;
+use crate::rootfs::{self, Scratch};
 use crate::step::{At, Failure};
 use crate::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 
@@ -39,6 +39,10 @@ pub(crate) struct HostImage {
 
 const TOP: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
+/// Folders that the machine's own programs expect; of ours, with nothing of the machine's in them.
+const SKELETON: [(&str, u32); 6] =
+    [("etc", 0o755), ("root", 0o755), ("home", 0o755), ("tmp", 0o1777), ("var", 0o755), ("run", 0o755)];
+
 /// Small files of `/etc` that programs and the dynamic linker look for.
 const ETC_FILES: [&str; 4] = ["ld.so.cache", "ld.so.conf", "mime.types", "protocols"];
 
@@ -66,14 +70,7 @@ impl HostImage {
                 dirs.push((name.to_owned(), read_only(&path).at("open host directory")?));
             }
         }
-        for (name, mode) in [
-            ("etc", 0o755),
-            ("root", 0o700),
-            ("home", 0o755),
-            ("tmp", 0o1777),
-            ("var", 0o755),
-            ("run", 0o755),
-        ] {
+        for (name, mode) in SKELETON {
             make_dir(&skeleton, name, mode).at("make host directory")?;
         }
         fill_etc(&skeleton).at("fill host etc")?;
@@ -81,11 +78,21 @@ impl HostImage {
         Ok(Self { skeleton, empty, dirs })
     }
 
-    /// The skeleton is ours, so its ids are mapped where the kernel can map a tmpfs (6.3).
-    pub(crate) fn skeleton(&self, userns: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Failure> {
-        rootfs::view(self.skeleton.as_fd(), userns)
-            .or_else(|_| rootfs::view(self.skeleton.as_fd(), None))
-            .at("open host skeleton")
+    /// The skeleton is ours, so its ids are mapped where the kernel can map a tmpfs (6.3). Elsewhere its
+    /// folders belong to nobody inside, and the run gets its own over them.
+    pub(crate) fn skeleton(
+        &self,
+        userns: Option<BorrowedFd<'_>>,
+        scratch: &Scratch,
+        owner: u32,
+    ) -> Result<OwnedFd, Failure> {
+        if let Ok(mapped) = rootfs::view(self.skeleton.as_fd(), userns) {
+            return Ok(mapped);
+        }
+        for (name, mode) in SKELETON {
+            scratch.own(name, mode, owner).at("make host directory")?;
+        }
+        rootfs::view(self.skeleton.as_fd(), None).at("open host skeleton")
     }
 
     /// Attaches every part below `dir` and goes on with what is attached: only that can be cloned on

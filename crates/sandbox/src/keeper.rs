@@ -213,7 +213,7 @@ impl<'a> Keeper<'a> {
                     let empty = rootfs::view(host.empty.as_fd(), None).at("clone empty directory")?;
                     lowers.push((name.clone(), [dir, empty]));
                 }
-                vec![host.skeleton(mapped)?]
+                vec![host.skeleton(mapped, &scratch, self.owner)?]
             }
         };
         if ground.layer_mode == LayerMode::Attached {

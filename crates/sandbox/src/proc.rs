@@ -52,6 +52,7 @@ pub(crate) fn mask(proc: &OwnedFd, dev: BorrowedFd<'_>) -> io::Result<()> {
         OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
+    let mut attached = false;
     for entry in entries {
         let entry = entry?;
         let Ok(name) = entry.file_name().to_str() else { continue };
@@ -59,9 +60,16 @@ pub(crate) fn mask(proc: &OwnedFd, dev: BorrowedFd<'_>) -> io::Result<()> {
             continue;
         }
         let kind = SFlag::from_bits_truncate(fstatat(proc, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_mode);
-        let cover = if kind & SFlag::S_IFMT == SFlag::S_IFDIR { empty.as_fd() } else { null.as_fd() };
         let point = open_point(proc.as_fd(), name)?;
-        sys::move_mount(sys::open_tree(cover, c"")?.as_fd(), point.as_fd())?;
+        let folder = kind & SFlag::S_IFMT == SFlag::S_IFDIR;
+        if folder && !attached {
+            // Older kernels clone only what is attached, so the first folder gets the mount itself.
+            sys::move_mount(empty.as_fd(), point.as_fd())?;
+            attached = true;
+            continue;
+        }
+        let cover = sys::open_tree(if folder { empty.as_fd() } else { null.as_fd() }, c"")?;
+        sys::move_mount(cover.as_fd(), point.as_fd())?;
     }
     let settings = dir::open_dir_beneath(proc, "sys", OFlag::O_PATH)?;
     let read_only = sys::open_tree(settings.as_fd(), c"")?;

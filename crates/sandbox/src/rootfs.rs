@@ -43,7 +43,7 @@ pub(crate) enum LayerMode {
 pub(crate) const ATTACH_POINT: &str = "/attach";
 
 /// The inodes that overlay and we ourselves need on the scratch tmpfs beside the run's.
-const OWN_INODES: u64 = 16;
+const OWN_INODES: u64 = 24;
 
 /// The scratch tmpfs with its three directories.
 pub(crate) struct Scratch {
@@ -63,6 +63,11 @@ impl Scratch {
         let work = subdirectory(&mount, "work", 0o700, None).at("make work directory")?;
         let shm = subdirectory(&mount, "shm", 0o1777, Some(owner)).at("make shm directory")?;
         Ok(Self { mount, upper, work, shm })
+    }
+
+    /// A folder of the root that belongs to the run from the start, whoever owns it below.
+    pub(crate) fn own(&self, name: &str, mode: u32, owner: u32) -> io::Result<()> {
+        subdirectory(&self.upper, name, mode, Some(owner)).map(drop)
     }
 
     /// `/dev/shm` lies on the same tmpfs, so that one cap holds for all files of a run. Older kernels
