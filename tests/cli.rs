@@ -1,9 +1,11 @@
 //! The commands, as somebody at a terminal uses them.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Daemon, Finished, Folder, Registry, Value, guest, json, sandglass};
+use support::{Daemon, Finished, Folder, Process, Registry, Value, guest, json, sandglass};
 
 /// `sandglass WORDS…` with folders of its own and nothing of the developer's.
 fn command(data: &Folder, words: &[&str]) -> Command {
@@ -120,7 +122,7 @@ fn run_leaves_nothing_behind_and_hears_who_interrupts_it() {
     let started = Instant::now();
     let mut child = running.stdout(std::process::Stdio::piped()).spawn().expect("start sandglass run");
     let mut line = [0; 6];
-    std::io::Read::read_exact(child.stdout.as_mut().expect("an output"), &mut line).expect("read");
+    child.stdout.as_mut().expect("an output").read_exact(&mut line).expect("read");
     let pid = i32::try_from(child.id()).expect("a pid");
     let below = support::host::descendants(pid);
     assert!(below.len() >= 3, "launcher, keeper, init, program: {below:?}");
@@ -287,4 +289,28 @@ fn the_server_gives_up_its_privilege_and_the_launcher_can_be_used_by_hand() {
     assert!(said.iter().any(|event| event.get("finished").is_some()), "{said:?}");
     // So can a guest's own program.
     assert!(guest::path("burn").exists());
+}
+
+#[test]
+fn a_server_can_listen_on_a_socket_file() {
+    let data = Folder::new();
+    let socket = data.join("api.sock");
+    let mut command = Command::new(sandglass());
+    command
+        .args(["serve", "--allow-host-image"])
+        .arg(format!("--listen=unix:{}", socket.display()))
+        .arg(format!("--data-dir={}", data.join("data").display()))
+        .env("SANDGLASS_DOCKER_CONFIG", "");
+    let mut server = Process::start("sandglass serve", command);
+    server.wait_for_line("where it listens", Duration::from_secs(30), |line| {
+        line.contains("listening on").then_some(())
+    });
+    let body = r#"{"image":"host","cmd":"echo","args":["by file"]}"#;
+    let mut stream = UnixStream::connect(&socket).expect("connect");
+    write!(stream, "POST /runs HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("200 OK") && answer.contains("by file"), "{answer}");
+    assert!(server.stop().success());
 }

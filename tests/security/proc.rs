@@ -114,9 +114,11 @@ print([name for name in hidden if seen(name)])"#,
     attack(
         "P-23",
         "seeing anybody else in a full /proc",
-        r#"print([pid for pid in os.listdir("/proc") if pid.isdigit()] == [str(os.getpid())],
-      content("/proc/1/environ"), written("/proc/sysrq-trigger", b"h"))"#,
-        &["True ENOENT ENOENT", "True ENOENT EROFS", "True ENOENT EACCES"],
+        r#"
+trigger = tried(os.stat, "/proc/sysrq-trigger")
+covered = trigger == "ENOENT" or stat.S_ISCHR(trigger.st_mode)
+print([pid for pid in os.listdir("/proc") if pid.isdigit()] == [str(os.getpid())], content("/proc/1/environ"), covered)"#,
+        &["True ENOENT True"],
     )
     .with(r#"{"profile": "compat"}"#),
     attack(

@@ -26,6 +26,9 @@ const TESTS: &[(&str, &str)] = &[
     ("crash", ""),
 ];
 
+/// The same on a kernel that lacks something.
+const DEGRADED: &[(&str, &str)] = &[("degraded", "")];
+
 /// A dead machine is found after this.
 const BOOT_SECONDS: u32 = 1500;
 
@@ -40,12 +43,14 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     {
         let kernel = Kernel::fetch(&place, version)?;
         let initramfs = kernel.initramfs(&place)?;
-        let results = boot(&kernel, &initramfs, &disk)?;
-        for (test, _) in TESTS {
-            let line = results.iter().find(|line| line.starts_with(&format!("{test} ")));
-            let good = line.is_some_and(|line| line.ends_with(" 0"));
-            bad += usize::from(!good);
-            println!("{}  {:30} {test}", if good { "ok    " } else { "FAILED" }, kernel.release);
+        for (tests, option) in [(TESTS, ""), (DEGRADED, "cgroup_disable=memory")] {
+            let results = boot(&kernel, &initramfs, &disk, tests, option)?;
+            for (test, _) in tests {
+                let line = results.iter().find(|line| line.starts_with(&format!("{test} ")));
+                let good = line.is_some_and(|line| line.ends_with(" 0"));
+                bad += usize::from(!good);
+                println!("{}  {:30} {test}", if good { "ok    " } else { "FAILED" }, kernel.release);
+            }
         }
     }
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -75,10 +80,10 @@ fn disk(place: &Path) -> Result<PathBuf> {
     let _ = std::fs::remove_dir_all(&tests);
     std::fs::create_dir_all(tests.join("deps")).context("create a folder for the tests")?;
     let mut names = vec!["--bins"];
-    TESTS.iter().for_each(|(test, _)| names.extend(["--test", test]));
+    let tested: Vec<&str> = TESTS.iter().chain(DEGRADED).map(|(test, _)| *test).collect();
+    tested.iter().for_each(|test| names.extend(["--test", test]));
     for (name, program) in cargo::build_tests(&names)? {
-        let folder =
-            if TESTS.iter().any(|(test, _)| *test == name) { tests.join("deps") } else { tests.clone() };
+        let folder = if tested.contains(&name.as_str()) { tests.join("deps") } else { tests.clone() };
         std::fs::copy(&program, folder.join(&name)).with_context(|| format!("copy {}", program.display()))?;
     }
     // The guests are compiled here, where there is a compiler.
@@ -100,10 +105,10 @@ fn go() -> String {
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup; ip link set lo up; ulimit -n 65536\n",
     );
-    for (test, filter) in TESTS {
+    for (test, filter) in TESTS.iter().chain(DEGRADED) {
         script += &format!(
-            "timeout 900 /t/deps/{test} --test-threads=2 {filter} > /tmp/out 2>&1; code=$?\n\
-             grep -E '^test |^[A-Z]-[0-9]|panicked|^assertion|left:|right:' /tmp/out\necho \"VM-RESULT {test} $code\"\n"
+            "grep -q 'tests=.*{test}' /proc/cmdline && {{ timeout 900 /t/deps/{test} --test-threads=2 {filter} > /tmp/out 2>&1; code=$?\n\
+             grep -E '^test |^[A-Z]-[0-9]|panicked|^assertion|left:|right:' /tmp/out; echo \"VM-RESULT {test} $code\"; }}\n"
         );
     }
     script + "echo o > /proc/sysrq-trigger; sleep 60\n"
@@ -224,7 +229,14 @@ impl Kernel {
 }
 
 /// Boots, shows what the machine says, and returns its results.
-fn boot(kernel: &Kernel, initramfs: &Path, disk: &Path) -> Result<Vec<String>> {
+fn boot(
+    kernel: &Kernel,
+    initramfs: &Path,
+    disk: &Path,
+    tests: &[(&str, &str)],
+    option: &str,
+) -> Result<Vec<String>> {
+    let tests: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
     eprintln!("$ qemu-system-x86_64 … {}", kernel.release);
     let image = kernel.folder.join("boot").join(format!("vmlinuz-{}", kernel.release));
     let mut machine = Command::new("timeout");
@@ -244,7 +256,7 @@ fn boot(kernel: &Kernel, initramfs: &Path, disk: &Path) -> Result<Vec<String>> {
             "3G",
         ])
         .args(["-nographic", "-no-reboot", "-nic", "none", "-append"])
-        .arg("console=ttyS0 quiet edd=off panic=-1 lsm=landlock")
+        .arg(format!("console=ttyS0 quiet edd=off panic=-1 lsm=landlock {option} tests={}", tests.join(",")))
         .arg("-kernel")
         .arg(image)
         .arg("-initrd")

@@ -86,7 +86,9 @@ impl HostImage {
         scratch: &Scratch,
         owner: u32,
     ) -> Result<OwnedFd, Failure> {
-        if let Ok(mapped) = rootfs::view(self.skeleton.as_fd(), userns) {
+        if userns.is_some()
+            && let Ok(mapped) = rootfs::view(self.skeleton.as_fd(), userns)
+        {
             return Ok(mapped);
         }
         for (name, mode) in SKELETON {

@@ -38,9 +38,9 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
     let mut buffer = vec![0; MAX_PACKET_BYTES];
     let (len, fds) = loop {
         match sys::receive_packet(socket, &mut buffer) {
-            Err(Errno::EINTR) => {}
-            // The other side died with packets of ours unread.
-            Err(Errno::ECONNRESET) => return Ok(None),
+            // A reset says, once, that the other side has closed with packets of ours unread. What it had
+            // sent before is still here and comes first; after that comes the end.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             result => break result?,
         }
     };
@@ -48,4 +48,23 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result
         return Ok(None);
     }
     Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_was_sent_before_the_end_is_heard_although_ours_was_never_read() {
+        let (ours, theirs) = pair().unwrap();
+        send(ours.as_fd(), &"an order that comes too late", &[]).unwrap();
+        for word in ["finished", "torn down"] {
+            send(theirs.as_fd(), &word, &[]).unwrap();
+        }
+        drop(theirs);
+        let hear = || receive::<String>(ours.as_fd()).unwrap().map(|(word, _)| word);
+        assert_eq!([hear(), hear(), hear()], [Some("finished".into()), Some("torn down".into()), None]);
+    }
 }

@@ -49,10 +49,7 @@ fn walls(ground: &Ground) -> Vec<Wall> {
             "an allow-list of system calls; everything else is ENOSYS, other architectures end the program",
         ),
         landlock(),
-        up(
-            "proc",
-            "only the run's own processes; no files of the kernel (profile compat: fourteen, read-only)",
-        ),
+        up("proc", "only the run's own processes; no files of the kernel (profile compat: a few, read-only)"),
         up("devices", "null, zero, full, random and urandom on a read-only file system"),
     ];
     let troubles = ground.cgroups.troubles.join("; ");
