@@ -13,4 +13,5 @@ pub mod http;
 pub mod layers;
 pub mod leaks;
 pub mod log;
+pub mod selftest;
 pub mod telemetry;

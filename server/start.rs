@@ -18,6 +18,7 @@ use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
 use crate::layers::LauncherLayers;
 use crate::leaks::Groups;
+use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
 
 /// How a server ended that had started.
@@ -46,9 +47,10 @@ pub async fn serve(
     launcher: Arc<Launcher>,
     hello: Hello,
     docker: Option<PathBuf>,
+    canary: Canary,
 ) -> anyhow::Result<End> {
     let address = listener.address()?;
-    let app = assemble(config, launcher, hello, docker).await?;
+    let app = assemble(config, launcher, hello, docker, canary).await?;
     let bounds = Bounds {
         connections_max: app.config.connections_max,
         header_timeout: Duration::from_millis(app.config.header_timeout_ms),
@@ -89,6 +91,7 @@ async fn assemble(
     launcher: Arc<Launcher>,
     hello: Hello,
     docker: Option<PathBuf>,
+    canary: Canary,
 ) -> anyhow::Result<Arc<App>> {
     let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity));
     let document = docs::document();
@@ -104,7 +107,9 @@ async fn assemble(
         not_enforced: hello.not_enforced.clone(),
     };
     let groups = Groups::of_launcher(launcher.pid());
-    let launcher = Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
+    let launcher: Arc<dyn engine::Launcher> =
+        Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
+    selftest::check(canary, &hello, &launcher).await?;
     let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
     Ok(Arc::new(App {
         allowed: create_run::Allowed {

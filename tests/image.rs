@@ -210,6 +210,17 @@ fn layers_are_put_on_top_of_each_other_as_the_specification_says() {
 }
 
 #[test]
+fn an_image_without_layers_runs_what_the_request_brings() {
+    let registry = Registry::start();
+    registry.push("scratch", "1", &Image::new([]));
+    let daemon = Daemon::with_registry(&registry);
+    let run = daemon.run(&json!({
+        "image": registry.image("scratch:1"), "cmd": "/tmp/spam", "args": ["3", "stdout"], "files": [support::guest::file("spam")],
+    }));
+    assert_eq!(output(&run).len(), 3);
+}
+
+#[test]
 fn a_run_writes_to_itself_and_never_to_the_image() {
     let registry = Registry::start();
     let daemon = Daemon::with_registry(&registry);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::flags::ConfigFlags;
 use crate::http::serve::Listener;
 use crate::privilege::Identity;
+use crate::selftest::Canary;
 use crate::{log, posture, privilege, start};
 
 #[derive(Debug, clap::Args)]
@@ -31,10 +32,11 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let docker = privilege::docker_folder(&config, identity)?;
     let (launcher, hello) = posture::start_launcher(&config)?;
     posture::check(&hello, &config.allow_degraded)?;
+    let canary = Canary::read(&config.launcher)?;
     identity.map_or(Ok(()), Identity::assume)?;
     privilege::forbid_new_privileges()?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker))?;
+    let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker, canary))?;
     Ok(end.into())
 }

@@ -90,7 +90,7 @@ impl Attack {
         request["cmd"] = json!("python3");
         request["args"] = json!(["-u", "-c", script]);
         let asked =
-            daemon.request("POST", "/runs").json(&request).patience(Duration::from_secs(60)).try_send();
+            daemon.request("POST", "/runs").json(&request).patience(Duration::from_secs(320)).try_send();
         let response = asked.map_err(|error| format!("the server does not answer: {error}"))?;
         if response.status != 200 {
             return Err(format!("status {}: {}", response.status, response.text()));

@@ -144,7 +144,7 @@ except OSError as error:
         &["ENOSPC True"],
     )
     // Landlock looks at every folder above the one that is made.
-    .with(r#"{"limits": {"cpu_time_ms": 60000, "wall_time_ms": 60000}}"#),
+    .with(r#"{"limits": {"cpu_time_ms": 300000, "wall_time_ms": 300000}}"#),
     attack(
         "F-21",
         "names that are no text, and links in circles",

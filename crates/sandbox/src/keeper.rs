@@ -203,6 +203,10 @@ impl<'a> Keeper<'a> {
         let dev = rootfs::devices(ground.devices.as_fd())?;
         let mut lowers = Vec::new();
         let layers = match (&self.spec.rootfs, &ground.host) {
+            // An overlay wants something below, also for an image that has nothing.
+            (Rootfs::Layers(names), _) if names.is_empty() => {
+                vec![rootfs::tmpfs(4096, 2, sys::MOUNT_ATTR_RDONLY).at("mount empty layer")?]
+            }
             (Rootfs::Layers(names), _) => store::views(&ground.layers, names, mapped)?,
             (Rootfs::Host, None) => {
                 return Err(Failure::new("open host image", "the image \"host\" is not offered here"));

@@ -40,6 +40,8 @@ pub fn main(unpack: UnpackFn) -> ExitCode {
         ["serve", options] => serve(options, unpack),
         ["run", spec] => crate::by_hand::run(spec, None),
         ["run", spec, layers] => crate::by_hand::run(spec, Some(layers)),
+        ["canary"] => crate::canary::main(None),
+        ["canary", word] => crate::canary::main(Some(word)),
         _ => {
             eprintln!(
                 "usage: sandglass-launcher run SPEC.json [LAYERS]\n(`serve` is started by sandglass itself)"

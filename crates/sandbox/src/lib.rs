@@ -19,6 +19,7 @@ pub mod client;
 pub mod launcher;
 
 mod by_hand;
+mod canary;
 mod setup;
 mod walls;
 
