@@ -48,36 +48,56 @@ fn an_exit_code_is_the_program_s_own_whatever_it_looks_like() {
     host.assert_unchanged();
 }
 
+/// Every signal that a program can send, with the name by which people know it. 32 and 33 belong to the C library.
+fn signals() -> Vec<(i32, String)> {
+    const NAMES: &str = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT \
+                         STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS RTMIN";
+    let named = NAMES.split_whitespace().map(|name| format!("SIG{name}"));
+    let real_time = (1..=30).map(|more| format!("SIGRTMIN+{more}"));
+    (1..=31).chain(34..=64).zip(named.chain(real_time)).collect()
+}
+
+/// SIGXCPU looks like a limit and SIGKILL like the OOM killer: a program that sends them to itself met neither.
 #[test]
-fn every_signal_that_ends_a_program_is_named() {
+fn every_signal_that_ends_a_program_is_told_by_its_name() {
     let daemon = Daemon::start();
-    // Those whose default is to stop, to go on, or nothing, leave the program alive to exit with 3.
-    let harmless = [17, 18, 20, 21, 22, 23, 28];
-    for number in (1..=31).chain([34, 40, 64]).filter(|number| ![9, 19].contains(number)) {
-        let limits = json!({ "limits": { "wall_time_ms": 1000 } });
-        if [20, 21, 22].contains(&number) {
-            // In an orphaned process group the terminal's stop signals are ignored.
-            let run = daemon.run(&guest_run("signal_self", &[&number.to_string()], &limits));
-            assert!(run["outcome"] == "wall_time_limit" || run["exit_code"] == 3, "signal {number}: {run:#}");
-            continue;
-        }
+    daemon.run(&shell("true", &json!({})));
+    let host = daemon.host();
+    let mut lived_on = Vec::new();
+    for (number, name) in signals().into_iter().filter(|(_, name)| name != "SIGSTOP") {
         let run = daemon.run(&guest_run("signal_self", &[&number.to_string()], &json!({})));
-        if harmless.contains(&number) {
+        if run["outcome"] == "exited" {
             assert_outcome(&run, "exited", Some(3), None);
+            lived_on.push(name);
         } else {
-            assert_eq!(run["outcome"], "signaled", "signal {number}: {run:#}");
-            let name = run["signal"].as_str().expect("a signal's name");
-            assert!(name.starts_with("SIG"), "{name}");
+            assert_outcome(&run, "signaled", None, Some(&name));
+            assert_eq!(run["message"], format!("ended by {name}"));
+            let hits = if name == "SIGXFSZ" { json!(["file_size"]) } else { json!([]) };
+            assert_eq!(run["limit_hits"], hits, "{name}");
         }
     }
-    let killed = daemon.run(&guest_run("signal_self", &["9"], &json!({})));
-    assert_outcome(&killed, "signaled", None, Some("SIGKILL"));
-    let named =
-        [(6, "SIGABRT"), (8, "SIGFPE"), (11, "SIGSEGV"), (15, "SIGTERM"), (13, "SIGPIPE"), (34, "SIGRTMIN")];
-    for (number, name) in named {
-        let run = daemon.run(&guest_run("signal_self", &[&number.to_string()], &json!({})));
-        assert_outcome(&run, "signaled", None, Some(name));
-    }
+    // Ignored by default; and nobody could let a stopped program go on without a terminal, so the
+    // kernel doesn't let a terminal's signals stop it.
+    assert_eq!(lived_on, ["SIGCHLD", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGWINCH"]);
+    let stopped = guest_run("signal_self", &["19"], &json!({ "limits": { "wall_time_ms": 400 } }));
+    assert_outcome(&daemon.run(&stopped), "wall_time_limit", None, None);
+    host.assert_unchanged();
+}
+
+/// The kernel drops signals to a PID 1 that has no handler for them: a command in its place would live on.
+#[test]
+fn a_command_that_aborts_does_not_survive_as_pid_1_would() {
+    let daemon = Daemon::start();
+    let run = daemon.run(&shell("test $$ -ne 1 && kill -ABRT $$; exit 9", &json!({})));
+    assert_outcome(&run, "signaled", None, Some("SIGABRT"));
+}
+
+#[test]
+fn how_a_child_ended_is_its_parent_s_affair() {
+    let daemon = Daemon::start();
+    let run = daemon.run(&shell("sh -c 'kill -9 $$'; echo \"child: $?\"; exit 5", &json!({})));
+    assert_outcome(&run, "exited", Some(5), None);
+    assert_eq!((&run["stdout"], &run["limit_hits"]), (&json!("child: 137\n"), &json!([])));
 }
 
 #[test]
@@ -111,6 +131,23 @@ fn memory_that_runs_out_is_the_memory_limit_whoever_dies_and_however_it_ends() {
     // Well within: it ends by itself, and with the same code as one that was killed.
     let run = daemon.run(&guest_run("eat_memory", &["16", "child", "137"], &limits));
     assert_outcome(&run, "exited", Some(137), None);
+    host.assert_unchanged();
+}
+
+/// Its parent would sleep on for a minute after the child's death, and a sibling write past a cap.
+#[test]
+fn memory_ends_the_whole_run_at_once_and_comes_before_other_limits() {
+    let daemon = Daemon::start();
+    daemon.run(&shell("true", &json!({})));
+    let host = daemon.host();
+    let limits = json!({ "memory_bytes": 32 << 20, "wall_time_ms": 60_000, "stdout_bytes": 10 });
+    let more = json!({ "limits": limits, "files": [guest::file("eat_memory")] });
+    let run = daemon.run(&shell("/tmp/eat_memory & sleep 55", &more));
+    assert_outcome(&run, "memory_limit", None, None);
+    let wall = run["usage"]["wall_time_ms"].as_f64().expect("a number");
+    assert!(wall < 30_000.0, "{wall}");
+    let run = daemon.run(&shell("/tmp/eat_memory; echo more than ten bytes", &more));
+    assert_outcome(&run, "memory_limit", None, None);
     host.assert_unchanged();
 }
 
@@ -184,6 +221,23 @@ fn output_past_its_cap_ends_the_run_or_is_thrown_away_as_the_request_says() {
     let run = daemon.run(&guest_run("spam", &["1000", "stdout"], &limits));
     assert_outcome(&run, "exited", Some(0), None);
     assert_eq!((run["stdout_bytes"].as_u64(), run["stdout_truncated"].as_bool()), (Some(1000), Some(false)));
+}
+
+/// The command may have exited before anybody has read what it wrote.
+#[test]
+fn an_output_past_its_cap_counts_although_the_command_has_exited() {
+    let daemon = Daemon::start();
+    for _ in 0..10 {
+        let run = daemon.run(&shell("echo 123456789", &json!({ "limits": { "stdout_bytes": 9 } })));
+        assert_outcome(&run, "output_limit", None, None);
+        assert_eq!(run["stdout"], "123456789");
+        assert_eq!(run["message"], "wrote more than 9 bytes to stdout");
+    }
+    // A character that the cap cuts in two is no text any more, and nothing of it is lost.
+    let more = json!({ "limits": { "stdout_bytes": 4 }, "on_output_limit": "discard" });
+    let run = daemon.run(&shell(r"printf 'caf\303\251'", &more));
+    assert_outcome(&run, "exited", Some(0), None);
+    assert_eq!((&run["stdout"], &run["stdout_encoding"]), (&json!("Y2Fmww=="), &json!("base64")));
 }
 
 #[test]
@@ -286,7 +340,10 @@ fn a_run_is_cancelled_by_delete_and_is_dead_when_that_answers() {
     ));
     daemon.wait_for_state(&id, "running");
     pause();
+    let inside = || support::host::in_cgroups_of(daemon.launcher_pid()).len();
+    assert!(inside() >= 3, "init, the shell and two that sleep");
     let run = daemon.delete(&format!("/runs/{id}")).expect(200);
+    assert_eq!(inside(), 0, "every process of it is dead when the answer comes");
     assert_outcome(&run, "cancelled", None, None);
     assert_eq!(run["stdout"], "begun\n");
     host.assert_unchanged();
@@ -318,6 +375,78 @@ fn a_waiting_client_that_goes_away_cancels_its_run() {
     host.assert_unchanged();
     // The only slot is free again.
     assert_outcome(&daemon.run(&shell("true", &json!({}))), "exited", Some(0), None);
+}
+
+/// Whoever hangs up while the run is still queued has not asked for it any more.
+#[test]
+fn a_waiting_client_that_goes_away_takes_its_run_out_of_the_queue() {
+    let daemon = Daemon::builder().host_image().flag("--slots", 1).start();
+    let long = json!({ "limits": { "wall_time_ms": 280_000 } });
+    let first = daemon.run_async(&shell("sleep 250", &long));
+    daemon.wait_for_state(&first, "running");
+    let pending = daemon
+        .request("POST", "/runs")
+        .json(&shell("echo never", &json!({})))
+        .begin()
+        .expect("send a request");
+    until("a run is queued", || daemon.get("/runs?state=queued").json()["runs"][0].is_object());
+    let queued = daemon.get("/runs?state=queued").json()["runs"][0]["id"].as_str().expect("an id").to_owned();
+    drop(pending);
+    let run = daemon.wait_for_state(&queued, "finished");
+    assert_outcome(&run, "cancelled", None, None);
+    assert_eq!((&run["started_at"], &run["stdout"]), (&Value::Null, &json!("")));
+    assert_eq!(daemon.show(&first)["state"], "running");
+    assert_outcome(&daemon.delete(&format!("/runs/{first}")).expect(200), "cancelled", None, None);
+}
+
+/// Cancelled at the moment of its own end, a run is one or the other, and its answer doesn't change.
+#[test]
+fn a_cancel_that_comes_with_the_end_leaves_one_verdict() {
+    let daemon = Daemon::start();
+    daemon.run(&shell("true", &json!({})));
+    let host = daemon.host();
+    let mut seen = std::collections::BTreeSet::new();
+    for step in 0..40 {
+        let id = daemon.run_async(&shell("sleep 0.03; exit 6", &json!({})));
+        daemon.wait_for_state(&id, "running");
+        std::thread::sleep(Duration::from_millis(step * 2));
+        let run = daemon.delete(&format!("/runs/{id}")).expect(200);
+        match run["outcome"].as_str() {
+            Some("exited") => assert_outcome(&run, "exited", Some(6), None),
+            _ => assert_outcome(&run, "cancelled", None, None),
+        }
+        let later = daemon.show(&id);
+        assert_eq!((&later["outcome"], &later["finished_at"]), (&run["outcome"], &run["finished_at"]));
+        seen.insert(run["outcome"].as_str().expect("an outcome").to_owned());
+    }
+    assert!(seen.contains("exited"), "the last ones had all the time that they needed: {seen:?}");
+    host.assert_unchanged();
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_a_problem_to_who_waits_and_an_outcome_to_who_does_not() {
+    let registry = support::Registry::empty();
+    let daemon = Daemon::with_registry(&registry);
+    let missing = registry.image("nothing");
+    for (image, status, problem) in [
+        (missing.clone(), 422, "image-not-found"),
+        ("host".to_owned(), 422, "image-not-allowed"),
+        ("127.0.0.1:9/gone:1".to_owned(), 422, "image-not-allowed"),
+    ] {
+        let body = json!({ "image": image, "cmd": "true" });
+        let refused = daemon.post("/runs", &body).problem(status, problem);
+        let waited = daemon.show(refused["run_id"].as_str().expect("a problem about a run names it"));
+        let id = daemon.run_async(&body);
+        for run in [waited, daemon.wait_for_state(&id, "finished")] {
+            assert_outcome(&run, "image_failed", None, None);
+            assert_eq!(run["problem"]["type"], format!("/problems/{problem}"), "{image}");
+        }
+    }
+    drop(registry);
+    let refused = daemon.post("/runs", &json!({ "image": missing, "cmd": "true" }));
+    let refused = refused.problem(502, "registry-failed");
+    let run = daemon.show(refused["run_id"].as_str().expect("a problem about a run names it"));
+    assert_outcome(&run, "image_failed", None, None);
 }
 
 #[test]
