@@ -45,6 +45,28 @@ fn cpu_time() {
     assert!((1000.0..1600.0).contains(&cpu), "{cpu}");
 }
 
+/// Each child alone stays below the limit, whether it still runs or has ended.
+#[test]
+fn cpu_time_is_counted_over_all_processes() {
+    let daemon = Daemon::start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    let limits = json!({ "cpu_time_ms": 800, "wall_time_ms": 60_000, "cpus": 2.0 });
+    let burn = |line: &str| json!({ "image": "host", "cmd": "sh", "args": ["-c", line], "files": [guest::file("burn")], "limits": limits });
+    for line in [
+        "for i in 1 2 3 4 5 6 7 8; do /tmp/burn 1 0.3 & done; wait",
+        "for i in 1 2 3 4 5 6 7 8; do /tmp/burn 1 0.3; done",
+        "(setsid /tmp/burn &); sleep 50",
+    ] {
+        let run = daemon.run(&burn(line));
+        assert_eq!(run["outcome"], "cpu_time_limit", "{line}: {run:#}");
+        let cpu = run["usage"]["cpu_time_ms"].as_f64().expect("a number");
+        assert!((800.0..1600.0).contains(&cpu), "{line}: {cpu}");
+    }
+    assert_exited(&daemon.run(&burn("/tmp/burn 1 0.2 & /tmp/burn 1 0.2; wait")), 0);
+    host.assert_unchanged();
+}
+
 #[test]
 fn memory() {
     let daemon = Daemon::start();
@@ -63,6 +85,23 @@ fn memory() {
     let reserve =
         "import mmap\nm=mmap.mmap(-1,1<<40,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS|0x4000)\nprint('ok')";
     assert_eq!(assert_exited(&daemon.run(&python(reserve, &limits)), 0), "ok");
+}
+
+/// None of them is large; the first to go would leave the others, and its parent exits 0.
+#[test]
+fn memory_is_counted_over_all_processes() {
+    let daemon = Daemon::start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    let script = "import os,time\nfor _ in range(CHILDREN):\n  if os.fork() == 0:\n    x = bytearray(os.urandom(1)) * (8<<20); time.sleep(1); os._exit(0)\nfor _ in range(CHILDREN): os.wait()\nprint('all ended')";
+    let limits = json!({ "memory_bytes": 128 << 20 });
+    let run = daemon.run(&python(&script.replace("CHILDREN", "4"), &limits));
+    assert_eq!(assert_exited(&run, 0), "all ended");
+    let peak = run["usage"]["memory_peak_bytes"].as_u64().expect("a number");
+    assert!((32 << 20..=128 << 20).contains(&peak), "{peak}");
+    let run = daemon.run(&python(&script.replace("CHILDREN", "30"), &limits));
+    assert_eq!(run["outcome"], "memory_limit", "{run:#}");
+    host.assert_unchanged();
 }
 
 #[test]
@@ -126,6 +165,25 @@ fn disk_and_the_size_of_one_file() {
     assert_eq!(run["limit_hits"], json!(["file_size"]));
 }
 
+/// What is deleted makes room again, and what only looks large takes none.
+#[test]
+fn disk_is_what_a_run_has_at_once() {
+    let daemon = Daemon::start();
+    let limits = json!({ "disk_bytes": 8 << 20 });
+    let again = "import os\nfor _ in range(20):\n  open('/tmp/f','wb').write(b'x'*(6<<20)); os.unlink('/tmp/f')\nprint('twenty times')";
+    let run = daemon.run(&python(again, &limits));
+    assert_eq!(assert_exited(&run, 0), "twenty times");
+    assert_eq!(run["limit_hits"], json!([]));
+    // A file that is open but has no name any more is still there.
+    let unnamed = "import os,errno\nn=0\ntry:\n  while True:\n    f=open('/tmp/f','wb',buffering=0); os.unlink('/tmp/f'); os.dup(f.fileno()); n+=f.write(b'x'*(1<<20))\nexcept OSError as e: print(errno.errorcode[e.errno], n<=8<<20)";
+    assert_eq!(assert_exited(&daemon.run(&python(unnamed, &limits)), 0), "ENOSPC True");
+    let sparse = "import os\nf=os.open('/tmp/s',os.O_CREAT|os.O_RDWR)\nos.ftruncate(f,60<<20)\nprint(os.fstat(f).st_size, os.fstat(f).st_blocks)";
+    assert_eq!(assert_exited(&daemon.run(&python(sparse, &limits)), 0), format!("{} 0", 60 << 20));
+    let past = "import os,signal,errno\nsignal.signal(signal.SIGXFSZ,signal.SIG_IGN)\nf=os.open('/tmp/s',os.O_CREAT|os.O_RDWR)\nfor call in (lambda: os.ftruncate(f,(64<<20)+1), lambda: os.posix_fallocate(f,0,(64<<20)+1), lambda: os.pwrite(f,b'x',64<<20)):\n  try: call(); print('done')\n  except OSError as e: print(errno.errorcode[e.errno])";
+    let limits = json!({ "disk_bytes": 128 << 20, "memory_bytes": 512 << 20 });
+    assert_eq!(assert_exited(&daemon.run(&python(past, &limits)), 0), "EFBIG\nEFBIG\nEFBIG");
+}
+
 #[test]
 fn inodes() {
     let daemon = Daemon::start();
@@ -140,6 +198,29 @@ fn inodes() {
     assert_exited(&run, 1);
     assert!(run["stderr"].as_str().expect("text").contains("No space left"), "{run:#}");
     assert_eq!(run["limit_hits"], json!(["inodes"]));
+}
+
+#[test]
+fn everything_with_a_name_is_an_inode() {
+    let daemon = Daemon::start();
+    for make in [
+        "os.mkdir(f'/tmp/{n}')",
+        "os.symlink('x',f'/tmp/{n}')",
+        "os.mkfifo(f'/dev/shm/{n}')",
+        "open(f'/root/{n}','w').close()",
+        "os.link('/tmp/one',f'/tmp/{n}')",
+    ] {
+        let script = format!(
+            "import os,errno\nopen('/tmp/one','w').close()\nn=0\ntry:\n  while n<5000: {make}; n+=1\nexcept OSError as e: print(errno.errorcode[e.errno], n)"
+        );
+        let run = daemon.run(&python(&script, &json!({ "inodes": 300 })));
+        let said = assert_exited(&run, 0);
+        let (error, made) = said.split_once(' ').expect("an error and a number");
+        let made: u32 = made.parse().expect("a number");
+        // The sandbox's own few are not at the run's expense, and what it doesn't need of them is.
+        assert!(error == "ENOSPC" && (299..=316).contains(&made), "{make}: {said}");
+        assert_eq!(run["limit_hits"], json!(["inodes"]), "{make}");
+    }
 }
 
 #[test]
@@ -172,6 +253,45 @@ fn processors() {
     let used = |name: &str| run["usage"][name].as_f64().expect("a number");
     let share = used("cpu_time_ms") / used("wall_time_ms");
     assert!(share < 0.45, "a quarter of a processor, and some slack at the ends: {share}");
+}
+
+/// What is in force is shown: what was asked for, and the defaults for the rest.
+#[test]
+fn a_run_shows_the_limits_that_were_in_force() {
+    let daemon =
+        Daemon::builder().host_image().flag("--limits-processes", 9).flag("--maxima-processes", 50).start();
+    let defaults = daemon.get("/info").expect(200)["defaults"].clone();
+    assert_eq!(defaults["processes"], 9);
+    let body = |limits: Value| json!({ "image": "host", "cmd": "sh", "args": ["-c", "ulimit -n"], "limits": limits });
+    assert_eq!(daemon.run(&body(Value::Null))["limits"], defaults);
+    let run = daemon.run(&body(json!({ "open_files": 77, "cpus": 0.5 })));
+    let mut expected = defaults;
+    (expected["open_files"], expected["cpus"]) = (json!(77), json!(0.5));
+    assert_eq!(run["limits"], expected);
+    assert_eq!(assert_exited(&run, 0), "77");
+    let problem = daemon.post("/runs", &body(json!({ "processes": 51 }))).problem(422, "invalid-request");
+    let detail = problem["errors"][0]["detail"].as_str().expect("words");
+    assert!(detail.contains("50"), "{detail} should name the operator's maximum");
+}
+
+#[test]
+fn every_bad_limit_of_a_request_is_named_at_once() {
+    let daemon = Daemon::start();
+    let limits = json!({ "cpus": 0, "processes": "many", "inodes": -3, "wall_time": 5, "stack_bytes": 1.5 });
+    let problem = daemon.post("/runs", &json!({ "image": "host", "cmd": "true", "limits": limits }));
+    let problem = problem.problem(422, "invalid-request");
+    let errors = problem["errors"].as_array().expect("a list");
+    let mut pointers: Vec<&str> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
+    pointers.sort_unstable();
+    // Of what has the wrong type all is told; values are looked at once the types are right.
+    let wrong_type = ["/limits/inodes", "/limits/processes", "/limits/stack_bytes", "/limits/wall_time"];
+    assert_eq!(pointers, wrong_type);
+    let limits = json!({ "cpus": 0, "processes": 0, "inodes": 2_000_000, "stack_bytes": 5 });
+    let problem = daemon.post("/runs", &json!({ "image": "host", "cmd": "true", "limits": limits }));
+    let errors = problem.problem(422, "invalid-request")["errors"].as_array().expect("a list").clone();
+    let mut pointers: Vec<&str> = errors.iter().filter_map(|error| error["pointer"].as_str()).collect();
+    pointers.sort_unstable();
+    assert_eq!(pointers, ["/limits/cpus", "/limits/inodes", "/limits/processes", "/limits/stack_bytes"]);
 }
 
 #[test]
@@ -213,4 +333,45 @@ fn a_limit_that_makes_no_sense_is_refused_by_name_and_never_clamped() {
             daemon.request("POST", "/runs").header("Content-Type", "application/json").body(text).send();
         assert_eq!(response.problem(422, "invalid-request")["errors"][0]["pointer"], pointer);
     }
+}
+
+/// A limit so small that nothing can run is still the run's own limit: it may never look like our fault.
+#[test]
+fn the_smallest_value_of_every_limit_is_met_by_the_program_and_not_by_us() {
+    let daemon = Daemon::start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    for (name, least, ends) in [
+        ("wall_time_ms", json!(1), &["wall_time_limit", "exited"][..]),
+        ("cpu_time_ms", json!(1), &["cpu_time_limit", "exited"]),
+        ("memory_bytes", json!(2 << 20), &["memory_limit", "exited"]),
+        ("processes", json!(1), &["exited"]),
+        ("stdout_bytes", json!(1), &["output_limit"]),
+        ("stderr_bytes", json!(1), &["output_limit"]),
+        ("disk_bytes", json!(1), &["exited"]),
+        ("inodes", json!(1), &["exited"]),
+        ("file_size_bytes", json!(1), &["exited"]),
+        ("open_files", json!(1), &["exited", "start_failed"]),
+        ("stack_bytes", json!(64 << 10), &["exited", "start_failed"]),
+        ("cpus", json!(0.01), &["exited"]),
+    ] {
+        for _ in 0..3 {
+            let response = daemon.post(
+                "/runs",
+                &json!({ "image": "host", "cmd": "sh", "args": ["-c", "echo out; echo err >&2"], "limits": { name: least } }),
+            );
+            let run = response.expect(200);
+            assert!(ends.contains(&run["outcome"].as_str().expect("an outcome")), "{name}: {run:#}");
+            assert_eq!(run["limits"][name].as_f64(), least.as_f64());
+        }
+    }
+    // Memory that suffices less and less for what the request itself brings along: whichever of our own
+    // steps it ends, it is the run's limit that ended it.
+    for kib in [0, 1000, 1400, 1700, 1900, 2000, 2044] {
+        let limits = json!({ "memory_bytes": 2 << 20 });
+        let files = json!([{ "path": "/tmp/big", "text": "x".repeat(kib << 10) }]);
+        let body = json!({ "image": "host", "cmd": "python3", "files": files, "limits": limits });
+        assert_eq!(daemon.run(&body)["outcome"], "memory_limit", "{kib} KiB of files");
+    }
+    host.assert_unchanged();
 }
