@@ -96,12 +96,17 @@ pub(crate) fn wait(pid: Option<Pid>, block: bool) -> Result<Option<(Pid, i32)>> 
 }
 
 /// Replaces every handler and every ignored signal by the default, and unblocks all.
-/// `execve` keeps ignored signals ignored, and the Rust runtime ignores SIGPIPE.
+/// `execve` keeps ignored signals ignored: the Rust runtime ignores SIGPIPE, and glibc's `posix_spawn`,
+/// by which we were started, the two signals of the C library. Those two only the kernel itself resets.
 pub(crate) fn default_signals() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL runs no code of ours. The two signals of the C library and the two that
-        // can't be changed refuse, which is what they should do.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The kernel's own `sigaction`, which is SIG_DFL without flags when it is all zero.
+    let default = [0u64; 4];
+    for signal in 1..=64 as libc::c_long {
+        // SAFETY: the kernel reads at most these 32 bytes, and the default runs no code of ours. The two
+        // signals that can't be changed refuse, which is what they should do.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), 8usize)
+        };
     }
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
