@@ -21,14 +21,17 @@ fn the_usual_commands_show_the_sandbox() {
     let show = |script: &str| output(&daemon.run(&sh("host", script))).to_owned();
     assert_eq!(show("id -u; id -g; id -G"), "0\n0\n0");
     assert_eq!(show("hostname; cat /etc/hostname"), "sandbox\nsandbox");
-    assert_eq!(show("ls -A /dev"), "fd\nfull\nnull\nrandom\nshm\nstderr\nstdin\nstdout\nurandom\nzero");
+    assert_eq!(
+        show("ls -A /dev"),
+        "fd\nfull\nmqueue\nnull\nrandom\nshm\nstderr\nstdin\nstdout\nurandom\nzero"
+    );
     assert_eq!(show("ls -A /tmp /dev/shm /root /home"), "/dev/shm:\n\n/home:\n\n/root:\n\n/tmp:");
     assert_eq!(show("ls -A /sys 2>&1 | grep -v 'No such'; true"), "");
     let mounts = show("cat /proc/self/mounts");
     for line in mounts.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         let (point, kind, options) = (words[1], words[2], words[3]);
-        assert!(["overlay", "proc", "tmpfs"].contains(&kind), "{line}");
+        assert!(["overlay", "proc", "tmpfs", "mqueue"].contains(&kind), "{line}");
         assert!(options.contains("nosuid"), "{line}");
         assert!(options.contains("nodev") || point == "/dev", "{line}");
     }
@@ -121,7 +124,8 @@ fn assert_walls(seen: &Value, what: &str) {
         "{what}"
     );
     assert_eq!(seen["host"], json!(["Linux", "sandbox"]), "{what}");
-    let devices = ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"];
+    let devices =
+        ["fd", "full", "mqueue", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"];
     assert_eq!(seen["devices"], json!(devices), "{what}");
     assert_eq!(seen["empty"], json!([[], []]), "{what}");
     assert_eq!(seen["groups"], json!(["/"]), "{what}");
@@ -139,11 +143,11 @@ fn assert_walls(seen: &Value, what: &str) {
         let kind = words[words.iter().position(|word| *word == "-").expect("a mount's kind") + 1];
         // What else is mounted is named by a file system, never by a path of the host.
         assert!(["/", "/shm"].contains(&root), "{what}: {line}");
-        assert!(["overlay", "proc", "tmpfs"].contains(&kind), "{what}: {line}");
+        assert!(["overlay", "proc", "tmpfs", "mqueue"].contains(&kind), "{what}: {line}");
         assert!(options.contains("nosuid"), "{what}: {line}");
         points.insert(point.to_owned());
     }
-    for point in ["/", "/dev", "/dev/shm", "/proc"] {
+    for point in ["/", "/dev", "/dev/mqueue", "/dev/shm", "/proc"] {
         assert!(points.remove(point), "{what}: {point} is no mount of its own");
     }
     // The parts of the host image; an image from a registry is one mount.

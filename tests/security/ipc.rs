@@ -16,6 +16,7 @@ const ATTACKS: &[Attack] = &[
         "leaving segments behind",
         r#"
 made = [call(29, 0x5678 + n, 4096, 0o1666) for n in range(4)] + [call(64, 0x5678, 1, 0o1666), call(68, 0x5678, 0o1666)]
+made.append(call(240, b"left", 0o102, 0o666, 0))
 open("/dev/shm/left", "w").write("x")
 print(all(isinstance(id, int) for id in made))"#,
         &["True"],
@@ -24,18 +25,19 @@ print(all(isinstance(id, int) for id in made))"#,
         "I-02b",
         "finding what an earlier run has left",
         r#"
-print(same(call(29, 0x5678 + n, 4096, 0) for n in range(4)), os.listdir("/dev/shm"))"#,
-        &["ENOENT []"],
+print(same(call(29, 0x5678 + n, 4096, 0) for n in range(4)), os.listdir("/dev/shm"), os.listdir("/dev/mqueue"), call(240, b"left", 0, 0, 0))"#,
+        &["ENOENT [] [] ENOENT"],
     ),
     attack(
         "I-03",
         "message queues without end",
         r#"
 opened = 0
-while isinstance(call(240, f"q{opened}".encode(), 0o102, 0o600, 0), int):
+while isinstance(last := call(240, f"q{opened}".encode(), 0o102, 0o600, 0), int):
     opened += 1
-print(opened < 256)"#,
-        &["True"],
+# The limit is on bytes of queues, of which a default one takes some 80 KiB.
+print(last, 0 < opened < 16, len(os.listdir("/dev/mqueue")) == opened)"#,
+        &["EMFILE True True"],
     ),
     attack(
         "I-04",

@@ -121,7 +121,8 @@ fn devices() -> Result<(), String> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort_unstable();
-    let expected = ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"];
+    let expected =
+        ["fd", "full", "mqueue", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"];
     ensure(names == expected, || format!("/dev has {names:?}"))
 }
 
@@ -146,7 +147,7 @@ fn root() -> Result<(), String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let strange = mounts.lines().find(|line| {
         let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        !["overlay", "tmpfs", "proc"].contains(&kind) || !line.contains("nosuid")
+        !["overlay", "tmpfs", "proc", "mqueue"].contains(&kind) || !line.contains("nosuid")
     });
     ensure(strange.is_none(), || format!("a mount of another kind: {}", strange.unwrap_or_default()))
 }

@@ -148,7 +148,8 @@ fn set_limits(spec: &LaunchSpec) -> nix::Result<()> {
         (Resource::RLIMIT_NPROC, limits.processes.saturating_add(8)),
         (Resource::RLIMIT_CPU, cpu_seconds),
         (Resource::RLIMIT_MEMLOCK, 64 * 1024),
-        (Resource::RLIMIT_MSGQUEUE, 64 * 1024),
+        // What one default queue takes is more than 64 KiB; this is what the kernel gives every user.
+        (Resource::RLIMIT_MSGQUEUE, 819_200),
         (Resource::RLIMIT_SIGPENDING, 256),
         (Resource::RLIMIT_NICE, 0),
         (Resource::RLIMIT_RTPRIO, 0),
@@ -298,6 +299,8 @@ fn fence_files() -> Result<(), String> {
         return Ok(());
     }
     let root = PathFd::new("/").map_err(|error| error.to_string())?;
+    // The kernel opens message queues in a mount of its own, which is below no root.
+    let queues = PathFd::new("/dev/mqueue").map_err(|error| error.to_string())?;
     let all = AccessFs::from_all(LANDLOCK_ABI);
     let allowed = all & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
     Ruleset::default()
@@ -306,6 +309,7 @@ fn fence_files() -> Result<(), String> {
         .and_then(|rules| rules.scope(Scope::from_all(LANDLOCK_ABI)))
         .and_then(Ruleset::create)
         .and_then(|rules| rules.add_rule(PathBeneath::new(root, allowed)))
+        .and_then(|rules| rules.add_rule(PathBeneath::new(queues, allowed)))
         .and_then(|rules| rules.restrict_self())
         .map(drop)
         .map_err(|error| error.to_string())

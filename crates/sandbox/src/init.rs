@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,7 +24,7 @@ use crate::command::{self, Program, Said};
 use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::LaunchSpec;
 use crate::step::{At, Failure};
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use crate::{inside, packet, proc};
 
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
@@ -115,6 +116,9 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
         proc::mask(&proc, parts.dev.as_fd()).at("mask proc")?;
     }
     attach(parts.shm.as_fd(), "dev/shm").at("attach shm")?;
+    if let Some(queues) = message_queues().at("mount message queues")? {
+        attach(queues.as_fd(), "dev/mqueue").at("attach message queues")?;
+    }
     inside::make_tmp().at("make /tmp")?;
     inside::name_localhost();
     if stands("uts_namespace") {
@@ -155,12 +159,26 @@ pub(crate) fn replace_root() -> Result<(), Failure> {
     chdir("/").at("enter new root")
 }
 
+/// The POSIX message queues of this IPC namespace; kernels can be built without them.
+fn message_queues() -> nix::Result<Option<OwnedFd>> {
+    match sys::fsopen(c"mqueue") {
+        Ok(fs) => {
+            sys::fs_mount(fs.as_fd(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC).map(Some)
+        }
+        Err(nix::errno::Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Mounts go onto descriptors, so that no link of the image can redirect them.
 fn attach(tree: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let point = match name {
-        "dev/shm" => {
-            nix::fcntl::open("/dev/shm", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?
-        }
+        // These lie in the device template, which is ours.
+        "dev/shm" | "dev/mqueue" => nix::fcntl::open(
+            &Path::new("/").join(name),
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?,
         name => inside::mount_point(name)?,
     };
     Ok(sys::move_mount(tree, point.as_fd())?)

@@ -190,7 +190,9 @@ pub(crate) fn device_template() -> Result<OwnedFd, Failure> {
     for (name, target) in LINKS {
         symlinkat(target, &dev, name).at("make device link")?;
     }
-    mkdirat(&dev, "shm", Mode::from_bits_truncate(0o755)).at("make device directory")?;
+    for name in ["shm", "mqueue"] {
+        mkdirat(&dev, name, Mode::from_bits_truncate(0o755)).at("make device directory")?;
+    }
     Ok(dev)
 }
 

@@ -7,6 +7,7 @@
 mod group;
 mod hierarchy;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,9 @@ pub(crate) struct Cgroups {
 struct Made {
     parent: OwnedFd,
     path: PathBuf,
+    /// Locked for as long as one of our processes lives, which tells a directory in use from one that
+    /// was left behind.
+    _lock: File,
 }
 
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -133,15 +137,12 @@ impl Cgroups {
 
     /// Two controllers may share one mount (`cpu,cpuacct`), so the directory may be there already.
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
-        match std::fs::create_dir(path) {
-            Ok(()) => {
-                let parent = dir::open_dir(path.parent().unwrap_or(Path::new("/")))?;
-                self.made.push(Made { parent, path: path.to_owned() });
-            }
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists
-                    && self.made.iter().any(|made| made.path == path) => {}
-            Err(error) => return Err(error),
+        if !self.made.iter().any(|made| made.path == path) {
+            create_or_take_over(path)?;
+            let parent = dir::open_dir(path.parent().unwrap_or(Path::new("/")))?;
+            let lock = File::from(dir::open_dir(path)?);
+            lock.try_lock()?;
+            self.made.push(Made { parent, path: path.to_owned(), _lock: lock });
         }
         dir::open_dir(path)
     }
@@ -169,7 +170,7 @@ impl Cgroups {
 
     /// Removes the directories once every run has removed its own.
     pub(crate) fn remove_made(&self) {
-        for Made { parent, path } in &self.made {
+        for Made { parent, path, .. } in &self.made {
             let Some(name) = path.file_name() else { continue };
             for _ in 0..200 {
                 match nix::unistd::unlinkat(parent, name, nix::unistd::UnlinkatFlags::RemoveDir) {
@@ -179,6 +180,20 @@ impl Cgroups {
             }
         }
     }
+}
+
+/// Process numbers come again, in a restarted container the very same one: what a dead predecessor
+/// of our name has left is removed, what a living one uses is not touched.
+fn create_or_take_over(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => return result,
+    }
+    if File::from(dir::open_dir(path)?).try_lock().is_err() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another server that is running uses it"));
+    }
+    sweep(path);
+    std::fs::create_dir(path)
 }
 
 /// Ends and removes everything in a cgroup that a predecessor left behind.
@@ -209,5 +224,27 @@ fn kill_members(path: &Path) {
     for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
         let pid = nix::unistd::Pid::from_raw(pid);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Any directory stands in for one of the cgroup file system: both can be locked and removed.
+    #[test]
+    fn a_dead_predecessor_s_directory_is_taken_over_and_a_living_one_s_is_not() {
+        let path = std::env::temp_dir().join(format!("sandglass-take-over-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("run-1")).unwrap();
+        let (mut first, mut second) = (Cgroups::default(), Cgroups::default());
+        first.make(&path).unwrap();
+        assert!(!path.join("run-1").exists());
+        first.make(&path).unwrap();
+        assert_eq!(first.made().count(), 1);
+        assert!(second.make(&path).unwrap_err().to_string().contains("another server"));
+        drop(first);
+        second.make(&path).unwrap();
+        second.remove_made();
+        assert!(!path.exists());
     }
 }
