@@ -66,6 +66,7 @@ pub(crate) fn main(sync: &OwnedFd) -> ! {
 }
 
 fn live(sync: BorrowedFd<'_>) -> Result<(), Failure> {
+    send_user_namespace(sync).at("hand out user namespace")?;
     // A closed socket here means that the keeper gave up: there is nothing to build.
     let Some(parts) = receive(sync).at("receive spec")? else { return Ok(()) };
     enter(&parts)?;
@@ -74,6 +75,18 @@ fn live(sync: BorrowedFd<'_>) -> Result<(), Failure> {
         Err(reason) => Report::Ended(Exit::NotStarted { reason }),
     };
     packet::send(sync, &report, &[]).at("report to keeper")
+}
+
+/// A process that can't be inspected shows its namespaces to nobody without CAP_SYS_PTRACE, which
+/// containers don't have; but it can hand them out itself.
+pub(crate) fn send_user_namespace(sync: BorrowedFd<'_>) -> io::Result<()> {
+    let own = nix::fcntl::open("/proc/self/ns/user", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    packet::send(sync, &(), &[own.as_fd()])
+}
+
+pub(crate) fn receive_user_namespace(sync: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let sent = packet::receive::<()>(sync)?.and_then(|(_, fds)| fds.into_iter().next());
+    sent.ok_or_else(|| io::Error::other("the process ended before it handed it out"))
 }
 
 fn receive(sync: BorrowedFd<'_>) -> io::Result<Option<Parts>> {

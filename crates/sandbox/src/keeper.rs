@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::eventfd::EventFd;
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Pid, Uid, fchown};
 use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
@@ -172,8 +172,7 @@ impl<'a> Keeper<'a> {
             dir::write(&process, "uid_map", &map).at("map users")?;
             dir::write(&process, "gid_map", &map).at("map groups")?;
         }
-        let userns = nix::fcntl::openat(&process, "ns/user", nix::fcntl::OFlag::O_CLOEXEC, Mode::empty())
-            .at("open user namespace")?;
+        let userns = init::receive_user_namespace(init.sync.as_fd()).at("get user namespace")?;
         for output in stdio[1..].iter().filter(|output| is_pipe(output)) {
             fchown(output, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner))).at("hand outputs over")?;
         }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Cgroups};
 use crate::host::{self, HostImage};
-use crate::init::{NEW_ROOT, replace_root};
+use crate::init::{self, NEW_ROOT, replace_root};
 use crate::keeper::Ground;
 use crate::protocol::Hello;
 use crate::rootfs::{self, ATTACH_POINT};
@@ -227,6 +227,7 @@ fn probe_id_maps(layers: &OwnedFd, id_base: u32, id_width: u32) -> Result<bool, 
     let (ours, theirs) = packet::pair().at("make probe socket")?;
     let Some((pid, pidfd)) = sys::clone3(libc::CLONE_NEWUSER as u64, None).at("clone user namespace")? else {
         drop(ours);
+        let _ = init::send_user_namespace(theirs.as_fd());
         // Lives until the probe is over and its socket is closed.
         let _ = packet::receive::<()>(theirs.as_fd());
         std::process::exit(0);
@@ -235,8 +236,8 @@ fn probe_id_maps(layers: &OwnedFd, id_base: u32, id_width: u32) -> Result<bool, 
     let map = format!("0 {id_base} {id_width}");
     dir::write(&process, "uid_map", &map).at("map ids of the probe")?;
     dir::write(&process, "gid_map", &map).at("map ids of the probe")?;
-    let userns =
-        nix::fcntl::openat(&process, "ns/user", OFlag::O_CLOEXEC, Mode::empty()).at("open user namespace")?;
+    drop(theirs);
+    let userns = init::receive_user_namespace(ours.as_fd()).at("get user namespace")?;
     let can = host::can_map_ids(layers, &userns);
     drop(ours);
     let _ = sys::pidfd_kill(pidfd.as_fd());

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -36,6 +37,9 @@ pub struct Seen {
     pub path: String,
     pub status: u16,
 }
+
+/// Where [`Registry::seen`] asks for nothing.
+const MARK: &str = "/v2/mark-";
 
 impl Registry {
     /// A registry that has the stock images: `busybox` (tags `latest`, `zstd`, `plain`) and `python:3`.
@@ -130,8 +134,18 @@ impl Registry {
     }
 
     /// Everything that was asked for so far.
+    #[track_caller]
     pub fn seen(&self) -> Vec<Seen> {
-        self.process.log().lines().filter_map(Seen::read).collect()
+        // The registry answers first and logs then, so what was answered before this is asked is in the log
+        // when this is.
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{MARK}{}/tags/list", ASKED.fetch_add(1, Ordering::Relaxed));
+        self.request("GET", &mark).send();
+        self.process.wait_for_line("that it was asked for a mark", Duration::from_secs(10), |line| {
+            (Seen::read(line)?.path == mark).then_some(())
+        });
+        let seen = self.process.log().lines().filter_map(Seen::read).collect::<Vec<_>>();
+        seen.into_iter().filter(|seen| !seen.path.starts_with(MARK)).collect()
     }
 
     /// How often a layer, or anything else with a digest, was downloaded.
