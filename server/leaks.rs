@@ -20,7 +20,7 @@ impl Groups {
     /// Finds them by the name that every launcher gives its own.
     pub fn of_launcher(pid: u32) -> Self {
         let mut roots = Vec::new();
-        find(Path::new(CGROUPS), &format!("sandglass-{pid}"), 0, &mut roots);
+        find(Path::new(CGROUPS), &sandbox::cgroup_name(pid), 0, &mut roots);
         Self { roots }
     }
 

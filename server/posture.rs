@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use sandbox::client::{Launcher, Options};
-use sandbox::protocol::{Hello, WallState};
+use sandbox::protocol::{Hello, Wall, WallState};
 
 use crate::config::Config;
 
@@ -51,6 +51,11 @@ pub fn check(hello: &Hello, allow_degraded: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Walls that stand, but not as high as elsewhere.
+pub fn weaker(hello: &Hello) -> impl Iterator<Item = &Wall> {
+    hello.walls.iter().filter(|wall| wall.state == WallState::Weaker)
+}
+
 fn missing(hello: &Hello) -> Vec<(String, String)> {
     let down = hello.walls.iter().filter(|wall| wall.state == WallState::Down);
     let walls = down.map(|wall| (wall.name.clone(), wall.detail.clone()));
@@ -61,8 +66,6 @@ fn missing(hello: &Hello) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use sandbox::protocol::Wall;
-
     use super::*;
 
     fn hello(state: WallState, not_enforced: &[&str]) -> Hello {

@@ -171,6 +171,7 @@ fn doctor_names_every_wall_and_the_oldest_kernel() {
         "namespaces",
         "seccomp",
         "landlock",
+        "root",
         "cgroup_memory",
         "layers",
         "capabilities",

@@ -394,6 +394,7 @@ fn a_server_says_what_it_is() {
     for name in [
         "namespaces",
         "ids",
+        "root",
         "layers",
         "capabilities",
         "seccomp",

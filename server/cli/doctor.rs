@@ -38,7 +38,12 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         println!("\n{error:#}");
         return Ok(ExitCode::FAILURE);
     }
-    println!("\nevery wall stands and every limit can be enforced");
+    let walls = match posture::weaker(&hello).count() {
+        0 => "every wall stands".to_owned(),
+        1 => "no wall is missing, one is weaker than it could be".to_owned(),
+        weaker => format!("no wall is missing, {weaker} are weaker than they could be"),
+    };
+    println!("\n{walls}; every limit can be enforced");
     Ok(ExitCode::SUCCESS)
 }
 

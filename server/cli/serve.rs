@@ -32,6 +32,9 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let docker = privilege::docker_folder(&config, identity)?;
     let (launcher, hello) = posture::start_launcher(&config)?;
     posture::check(&hello, &config.allow_degraded)?;
+    for wall in posture::weaker(&hello) {
+        tracing::warn!(wall = wall.name, "weaker than it could be: {}", wall.detail);
+    }
     let canary = Canary::read(&config.launcher)?;
     identity.map_or(Ok(()), Identity::assume)?;
     privilege::forbid_new_privileges()?;

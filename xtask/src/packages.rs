@@ -12,6 +12,7 @@ use crate::cargo;
 pub(crate) const FOR_TESTS: &[&str] = &[
     "busybox-static",
     "curl",
+    "docker.io",
     "docker-registry",
     "gcc",
     "iproute2",

@@ -155,21 +155,34 @@ fn enter_root(root: BorrowedFd<'_>, pivot: bool) -> Result<(), Failure> {
     let point = nix::fcntl::open(NEW_ROOT, flags, Mode::empty()).at("open root's mount point")?;
     sys::move_mount(root, point.as_fd()).at("attach root")?;
     chdir(NEW_ROOT).at("enter root")?;
-    if pivot { replace_root() } else { chroot(".").at("change root") }
+    if pivot { replace_root().map(drop) } else { chroot(".").at("change root") }
+}
+
+/// What became of the root that was there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OldRoot {
+    Detached,
+    /// It is still mounted, below the new one.
+    Covered,
 }
 
 /// Makes the current directory, which must be a mount, the root of this mount namespace.
 /// Docker's default seccomp profile refuses pivot_root; there the mount is moved over the old root.
-pub(crate) fn replace_root() -> Result<(), Failure> {
-    match pivot_root(".", ".") {
-        Ok(()) => umount2(".", MntFlags::MNT_DETACH).at("detach old root")?,
+pub(crate) fn replace_root() -> Result<OldRoot, Failure> {
+    let old = match pivot_root(".", ".") {
+        Ok(()) => {
+            umount2(".", MntFlags::MNT_DETACH).at("detach old root")?;
+            OldRoot::Detached
+        }
         Err(nix::errno::Errno::EPERM) => {
             mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).at("move root")?;
             chroot(".").at("enter moved root")?;
+            OldRoot::Covered
         }
         Err(errno) => return Err(errno).at("pivot root"),
-    }
-    chdir("/").at("enter new root")
+    };
+    chdir("/").at("enter new root")?;
+    Ok(old)
 }
 
 /// The POSIX message queues of this IPC namespace; kernels can be built without them.

@@ -16,7 +16,7 @@ use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
 use crate::cgroup::{Cgroups, RunGroup};
 use crate::host::HostImage;
-use crate::init::{self, Finish, Report};
+use crate::init::{self, Finish, OldRoot, Report};
 use crate::protocol::{Event, Finished, LaunchSpec, Rootfs};
 use crate::rootfs::{self, LayerMode, Mounts, Scratch};
 use crate::step::{At, Failure};
@@ -32,6 +32,7 @@ pub(crate) struct Ground {
     pub(crate) host: Option<HostImage>,
     pub(crate) layer_mode: LayerMode,
     pub(crate) map_ids: bool,
+    pub(crate) old_root: OldRoot,
     pub(crate) id_base: u32,
     pub(crate) id_width: u32,
 }

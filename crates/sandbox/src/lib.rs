@@ -44,4 +44,5 @@ mod rootfs;
 mod step;
 mod sys;
 
+pub use cgroup::name_of as cgroup_name;
 pub use host::MIN_KERNEL;

@@ -104,7 +104,7 @@ pub(crate) fn set_up(options: &Options) -> Result<(Ground, Hello, State), Failur
     // Everything that takes time is done once here, so that a fork inherits it done.
     crate::seccomp::prepare();
     cgroup::online_cpus();
-    let name = format!("sandglass-{}", std::process::id());
+    let name = cgroup::name_of(std::process::id());
     let supervised = [options.server_pid, std::process::id() as i32];
     let cgroups = Cgroups::set_up(&name, options.cgroup_parent.as_deref(), &supervised);
     state.note(&cgroups).at("note cgroups")?;
@@ -132,7 +132,22 @@ fn check_kernel() -> Result<(), Failure> {
         let message = "the launcher must be started as root (it gives runs ids and roots of their own)";
         return Err(Failure::new("check privilege", message));
     }
+    if !has_sys_admin() {
+        let message = "the launcher needs the capability CAP_SYS_ADMIN to make namespaces and mounts; in a \
+                       container, start it with --cap-add SYS_ADMIN (no more than that: not --privileged)";
+        return Err(Failure::new("check privilege", message));
+    }
     Ok(())
+}
+
+fn has_sys_admin() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // A status that can't be read is no reason to refuse: the first step that fails will say so.
+    effective
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_none_or(|set| set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
 fn raise_descriptor_limit() -> nix::Result<()> {
@@ -175,16 +190,16 @@ fn leave_host(options: &Options, cgroups: Cgroups) -> Result<Ground, (Failure, C
         for path in [NEW_ROOT, ATTACH_POINT] {
             make(&root, path).at("make mount point")?;
         }
-        replace_root()?;
+        let old_root = replace_root()?;
         let layers = dir::open_dir(STORE.as_ref()).at("open layer store")?;
         let devices = dir::open_dir("/devices".as_ref()).at("open devices")?;
         let layer_mode = rootfs::probe_layer_mode()?;
         let map_ids = probe_id_maps(&layers, id_base, id_width)?;
-        Ok((layers, devices, host, layer_mode, map_ids))
+        Ok((layers, devices, host, layer_mode, map_ids, old_root))
     }();
     match made {
-        Ok((layers, devices, host, layer_mode, map_ids)) => {
-            Ok(Ground { cgroups, layers, devices, host, layer_mode, map_ids, id_base, id_width })
+        Ok((layers, devices, host, layer_mode, map_ids, old_root)) => {
+            Ok(Ground { cgroups, layers, devices, host, layer_mode, map_ids, old_root, id_base, id_width })
         }
         Err(failure) => Err((failure, cgroups)),
     }

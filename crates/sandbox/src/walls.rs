@@ -1,6 +1,7 @@
 //! Which walls stand on this host, in the words of `/info` and `doctor`.
 
 use crate::host;
+use crate::init::OldRoot;
 use crate::keeper::Ground;
 use crate::protocol::{Hello, Wall, WallState};
 use crate::rootfs::LayerMode;
@@ -39,6 +40,7 @@ fn walls(ground: &Ground) -> Vec<Wall> {
             "user, PID, mount, network, IPC, UTS and cgroup namespaces of its own for every run",
         ),
         ids(ground),
+        root(ground),
         layers(ground),
         up(
             "capabilities",
@@ -80,6 +82,18 @@ fn ids(ground: &Ground) -> Wall {
         (WallState::Weaker, detail)
     };
     Wall { name: "ids".into(), state, detail }
+}
+
+fn root(ground: &Ground) -> Wall {
+    let (state, detail) = match ground.old_root {
+        OldRoot::Detached => (WallState::Up, "pivot_root, the old root detached"),
+        OldRoot::Covered => (
+            WallState::Weaker,
+            "moved over the old root, which stays mounted below it, because pivot_root is refused here; in a \
+             container, run it under deploy/docker/seccomp.json (--security-opt seccomp=…)",
+        ),
+    };
+    Wall { name: "root".into(), state, detail: detail.to_owned() }
 }
 
 fn layers(ground: &Ground) -> Wall {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -114,9 +115,21 @@ pub fn descendants(pid: i32) -> BTreeSet<i32> {
     found
 }
 
+/// What a launcher calls its cgroups: in a PID namespace other than the machine's first with that
+/// namespace's number.
+fn group_of(launcher: i32) -> String {
+    let namespace = fs::metadata("/proc/self/ns/pid").expect("look at the PID namespace").ino();
+    let first = 0xEFFF_FFFC;
+    if namespace == first {
+        format!("sandglass-{launcher}")
+    } else {
+        format!("sandglass-{launcher}-{namespace}")
+    }
+}
+
 /// Every process inside the cgroups of that launcher's runs, whoever its parent is by now.
 pub fn in_cgroups_of(launcher: i32) -> BTreeSet<i32> {
-    let name = format!("sandglass-{launcher}");
+    let name = group_of(launcher);
     let inside = |pid: &i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         text.lines().any(|line| line.split('/').any(|part| part == name))
@@ -134,7 +147,7 @@ pub fn processes_of(server: i32, launcher: i32) -> BTreeSet<i32> {
 
 /// The cgroup directories that a launcher has made, in every hierarchy.
 pub fn cgroups_of(launcher: i32) -> BTreeSet<PathBuf> {
-    let name = format!("sandglass-{launcher}");
+    let name = group_of(launcher);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = BTreeSet::new();
     for line in mounts.lines() {

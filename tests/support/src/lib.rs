@@ -5,6 +5,7 @@
 //! A helper that can't do its work panics with a sentence; a test has nothing better to do with an error.
 
 pub mod daemon;
+pub mod docker;
 pub mod http;
 
 pub mod image;
@@ -23,6 +24,7 @@ mod wait;
 
 pub use command::{Finished, sandglass, sandglass_launcher, tool};
 pub use daemon::{Builder, Daemon};
+pub use docker::Docker;
 pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};

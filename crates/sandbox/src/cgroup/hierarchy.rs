@@ -44,6 +44,9 @@ impl Hierarchies {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let mut found = Self::parse(&mounts, &own);
         found.replace_read_only_mounts();
+        if found.unified.is_none() {
+            found.mount_unified(&own);
+        }
         Ok(found)
     }
 
@@ -86,6 +89,15 @@ impl Hierarchies {
             }
         }
         self._own_views = views;
+    }
+
+    /// Every kernel has the version 2 hierarchy, but hosts and containers of version 1 often don't
+    /// mount it. Even without controllers it kills all of a run at once.
+    fn mount_unified(&mut self, own: &str) {
+        let (Some(own), Ok(view)) = (own_path(own, ""), own_view(&[], true)) else { return };
+        let point = format!("/proc/self/fd/{}", view.as_raw_fd()).into();
+        self.unified = Some(Mount { point, root: "/".into(), own, controllers: Vec::new() });
+        self._own_views.push(view);
     }
 }
 

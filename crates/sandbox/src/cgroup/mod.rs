@@ -10,6 +10,7 @@ mod hierarchy;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) use group::{Account, RunGroup, online_cpus};
@@ -138,11 +139,10 @@ impl Cgroups {
     /// Two controllers may share one mount (`cpu,cpuacct`), so the directory may be there already.
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
         if !self.made.iter().any(|made| made.path == path) {
-            create_or_take_over(path)?;
-            let parent = dir::open_dir(path.parent().unwrap_or(Path::new("/")))?;
-            let lock = File::from(dir::open_dir(path)?);
-            lock.try_lock()?;
-            self.made.push(Made { parent, path: path.to_owned(), _lock: lock });
+            let above = path.parent().unwrap_or(Path::new("/"));
+            sweep_dead(above);
+            let lock = create_or_take_over(path)?;
+            self.made.push(Made { parent: dir::open_dir(above)?, path: path.to_owned(), _lock: lock });
         }
         dir::open_dir(path)
     }
@@ -182,27 +182,71 @@ impl Cgroups {
     }
 }
 
-/// Process numbers come again, in a restarted container the very same one: what a dead predecessor
-/// of our name has left is removed, what a living one uses is not touched.
-fn create_or_take_over(path: &Path) -> io::Result<()> {
-    match std::fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        result => return result,
+/// What a launcher with this process number calls its directories. Containers may share a hierarchy
+/// and have the same process numbers; their PID namespaces tell them apart.
+pub fn name_of(launcher: u32) -> String {
+    /// The PID namespace that a machine starts with (`PROC_PID_INIT_INO`).
+    const FIRST: u64 = 0xEFFF_FFFC;
+    match std::fs::metadata("/proc/self/ns/pid") {
+        Ok(namespace) if namespace.ino() != FIRST => format!("{PREFIX}{launcher}-{}", namespace.ino()),
+        _ => format!("{PREFIX}{launcher}"),
     }
-    if File::from(dir::open_dir(path)?).try_lock().is_err() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another server that is running uses it"));
-    }
-    sweep(path);
-    std::fs::create_dir(path)
 }
 
-/// Ends and removes everything in a cgroup that a predecessor left behind.
-pub(crate) fn sweep(path: &Path) {
-    let Ok(entries) = std::fs::read_dir(path) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        empty(&entry.path());
+const PREFIX: &str = "sandglass-";
+
+/// Makes a directory and locks it. Process numbers come again, in a restarted container the very same
+/// one: what a dead predecessor of our name has left is emptied, what a living one uses is not touched.
+fn create_or_take_over(path: &Path) -> io::Result<File> {
+    for _ in 0..100 {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // Another server that starts may take an unlocked directory for a dead one's and remove it.
+        let lock = dir::open_dir(path).ok().map(File::from).filter(|dir| dir.try_lock().is_ok());
+        if let Some(lock) = lock
+            && is_at(&lock, path)
+        {
+            below(path).for_each(|left| empty(&left));
+            return Ok(lock);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    empty(path);
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "another server that is running uses it"))
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    file.metadata().is_ok_and(|ours| std::fs::metadata(path).is_ok_and(|there| same(ours, there)))
+}
+
+/// Removes what dead servers have left in a directory, whoever's they were.
+fn sweep_dead(above: &Path) {
+    below(above).filter(|path| is_a_launcher_s(path)).for_each(|path| sweep(&path));
+}
+
+/// Whether a directory is called as [`name_of`] calls one; an operator may have others of the same prefix.
+fn is_a_launcher_s(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.strip_prefix(PREFIX).is_some_and(|rest| {
+        let numbers: Vec<&str> = rest.split('-').collect();
+        numbers.len() <= 2 && numbers.iter().all(|number| number.parse::<u32>().is_ok())
+    })
+}
+
+fn below(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+/// Ends and removes everything in a cgroup that a dead server has left; a living one has it locked.
+pub(crate) fn sweep(path: &Path) {
+    let Some(dir) = dir::open_dir(path).ok().map(File::from) else { return };
+    if dir.try_lock().is_ok() {
+        below(path).for_each(|left| empty(&left));
+        empty(path);
+    }
 }
 
 fn empty(path: &Path) {
@@ -234,7 +278,8 @@ mod tests {
     /// Any directory stands in for one of the cgroup file system: both can be locked and removed.
     #[test]
     fn a_dead_predecessor_s_directory_is_taken_over_and_a_living_one_s_is_not() {
-        let path = std::env::temp_dir().join(format!("sandglass-take-over-{}", std::process::id()));
+        let above = std::env::temp_dir().join(format!("take-over-{}", std::process::id()));
+        let path = above.join("sandglass-1");
         std::fs::create_dir_all(path.join("run-1")).unwrap();
         let (mut first, mut second) = (Cgroups::default(), Cgroups::default());
         first.make(&path).unwrap();
@@ -245,6 +290,29 @@ mod tests {
         drop(first);
         second.make(&path).unwrap();
         second.remove_made();
-        assert!(!path.exists());
+        std::fs::remove_dir(above).expect("nothing is left");
+    }
+
+    #[test]
+    fn the_dead_are_swept_and_the_living_and_the_foreign_are_not() {
+        let above = std::env::temp_dir().join(format!("sweep-{}", std::process::id()));
+        let foreign =
+            ["other/run-1", "sandglass-/1", "sandglass-1.slice", "sandglass-1-2-3", "sandglass-a-1"];
+        for name in
+            ["sandglass-1/run-1", "sandglass-1-4026532567", "sandglass-2/run-1"].iter().chain(&foreign)
+        {
+            std::fs::create_dir_all(above.join(name)).unwrap();
+        }
+        let living = File::open(above.join("sandglass-2")).unwrap();
+        living.try_lock().unwrap();
+        let mut ours = Cgroups::default();
+        ours.make(&above.join("sandglass-3")).unwrap();
+        let gone = ["sandglass-1", "sandglass-1-4026532567"];
+        assert_eq!(gone.map(|name| above.join(name).exists()), [false; 2]);
+        let stay = ["sandglass-2/run-1", "sandglass-3"];
+        for name in stay.iter().chain(&foreign) {
+            assert!(above.join(name).exists(), "{name}");
+        }
+        std::fs::remove_dir_all(&above).unwrap();
     }
 }

@@ -2,6 +2,8 @@
 //! is compiled once, when the launcher starts, and only installed afterwards.
 
 mod assemble;
+#[cfg(test)]
+mod container;
 mod policy;
 
 use std::sync::OnceLock;
