@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{Daemon, Finished, Folder, Process, Registry, Value, guest, json, sandglass};
+use support::{Daemon, Finished, Folder, Process, Registry, Value, guest, json, sandglass, tool};
 
 /// `sandglass WORDS…` with folders of its own and nothing of the developer's.
 fn command(data: &Folder, words: &[&str]) -> Command {
@@ -158,6 +158,32 @@ fn pull_and_images_show_what_is_there() {
     assert!(done.stderr_text().contains("there is no image"), "{}", done.stderr_text());
     let done = finished(&data, &["pull", &image.replace("busybox", "other")]);
     assert!(done.stderr_text().contains("--insecure-registry"), "{}", done.stderr_text());
+}
+
+/// In a terminal of its own, which `script` makes.
+#[test]
+fn pull_shows_a_bar_for_each_layer_in_a_terminal() {
+    let registry = Registry::start();
+    let (image, host) = (registry.image("python:3"), registry.host());
+    let in_terminal = |flags: &str| {
+        let data = Folder::new();
+        let line = format!("{} pull {flags} --insecure-registry {host} {image}", sandglass().display());
+        let mut command = Command::new(tool("script"));
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env("SANDGLASS_DATA_DIR", data.path()).env("SANDGLASS_DOCKER_CONFIG", "");
+        command.env("TERM", "xterm").env("COLUMNS", "120");
+        let done = Finished::of(&mut command);
+        assert_eq!(done.code(), Some(0), "{}", done.stdout_text());
+        done.stdout_text()
+    };
+    let shown = in_terminal("");
+    assert!(shown.contains(&format!("resolving {image}")), "{shown}");
+    for layer in 1..=registry.layers_of("python", "3").len() {
+        let bar = shown.lines().rev().find(|line| line.contains(&format!("layer {layer} ")));
+        let bar = bar.unwrap_or_else(|| panic!("no bar of layer {layer} in {shown}"));
+        assert!(bar.contains("MiB /") || bar.contains("KiB /"), "{bar}");
+    }
+    assert!(!in_terminal("--quiet").contains("layer 1"));
 }
 
 #[test]
