@@ -7,6 +7,7 @@ pub mod start;
 
 pub mod posture;
 pub mod privilege;
+pub mod rootless;
 
 pub mod http;
 

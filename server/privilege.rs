@@ -8,6 +8,7 @@ use anyhow::Context;
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
 use crate::config::Config;
+use crate::rootless;
 
 /// Whom the server becomes where the machine has no user of that name. Nobody else has this number:
 /// it is above what distributions hand out and below the ids of runs.
@@ -21,9 +22,10 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whom to become: nobody where this process is not root and so can't.
+    /// Whom to become: nobody where this process is root of a user namespace only, and so somebody
+    /// without privilege outside, who alone can reach the data directory.
     pub fn to_become(user: &str) -> Option<Self> {
-        if !geteuid().is_root() {
+        if !geteuid().is_root() || rootless::is_entered() {
             return None;
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -32,13 +34,21 @@ impl Identity {
 
     /// Becomes that user for good: no groups, no capabilities, no way back by any program.
     /// Must be called before this process has a second thread.
-    pub fn assume(self) -> anyhow::Result<()> {
+    fn assume(self) -> anyhow::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         setgroups(&[]).context("give up groups")?;
         setresgid(gid, gid, gid).context("give up the group")?;
         setresuid(uid, uid, uid).context("give up being root")?;
         Ok(())
     }
+}
+
+/// Keeps nothing that was needed to start. Must be called before this process has a second thread.
+pub fn give_up(identity: Option<Identity>) -> anyhow::Result<()> {
+    identity.map_or(Ok(()), Identity::assume)?;
+    // Those of a user namespace stay with its root until they are dropped.
+    sandbox::drop_capabilities().context("give up capabilities")?;
+    forbid_new_privileges()
 }
 
 /// No program that this process starts can gain privilege, whoever this process is.

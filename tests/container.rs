@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use support::docker::Container;
-use support::{Docker, Registry, Value, json, within};
+use support::{Docker, Registry, Service, Value, json, within};
 
 const SYS_ADMIN: &[&str] = &["--cap-add=SYS_ADMIN"];
 
 /// Which walls are not all that they could be, with the reason.
-fn weaker(container: &Container) -> BTreeMap<String, String> {
+fn weaker(container: &Service) -> BTreeMap<String, String> {
     let info = container.get("/info").expect(200);
     assert_eq!(info["not_enforced"], json!([]));
     let walls = info["walls"].as_array().expect("walls").iter();
@@ -22,7 +21,7 @@ fn weaker(container: &Container) -> BTreeMap<String, String> {
 }
 
 /// What every run must be like, wherever the service runs.
-fn runs_as_everywhere(container: &Container, image: &str) {
+fn runs_as_everywhere(container: &Service, image: &str) {
     let sh = |script: &str| json!({ "image": image, "cmd": "sh", "args": ["-c", script] });
     let output = |run: &Value| run["stdout"].as_str().expect("text").to_owned();
     let done =
@@ -51,7 +50,7 @@ fn runs_as_everywhere(container: &Container, image: &str) {
 }
 
 /// Besides the launcher nothing of the service keeps what the container was given.
-fn the_server_has_given_up_its_capabilities(container: &Container) {
+fn the_server_has_given_up_its_capabilities(container: &Service) {
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", container.pid())).expect("read its status");
     let field = |name: &str| {

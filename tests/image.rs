@@ -251,6 +251,19 @@ fn evil_layers_touch_nothing_but_themselves() {
                 tar.symlink("door", canary.path().to_str().expect("text")).file("door/canary", "evil");
             }),
         ),
+        // Where the launcher, whose root the jail was cut out of, has the layers of all images.
+        (
+            "to-the-store",
+            Layer::build(|tar| {
+                tar.symlink("door", "/layers").file("door/evil", "evil");
+            }),
+        ),
+        (
+            "up-to-the-store",
+            Layer::build(|tar| {
+                tar.symlink("door", "../../../../layers").file("door/evil", "evil");
+            }),
+        ),
         (
             "hard-link",
             Layer::build(|tar| {
@@ -286,6 +299,7 @@ fn evil_layers_touch_nothing_but_themselves() {
             other => panic!("{name}: {other}: {}", response.text()),
         }
         assert_eq!(std::fs::read_to_string(&outside).expect("read the canary"), "untouched", "{name}");
+        assert!(!daemon.data_dir().join("layers/evil").exists(), "{name}: written into the store itself");
     }
 }
 

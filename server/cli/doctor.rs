@@ -7,7 +7,7 @@ use sandbox::protocol::{Hello, WallState};
 
 use super::flags::ConfigFlags;
 use super::local;
-use crate::{posture, privilege};
+use crate::{posture, privilege, rootless};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -22,14 +22,15 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     println!("version   {}", env!("CARGO_PKG_VERSION"));
     println!("data      {}", config.data_dir.display());
     println!("launcher  {}", config.launcher.display());
-    privilege::prepare_folders(&config, None)?;
-    let hello = match posture::start_launcher(&config) {
-        Ok((_, hello)) => hello,
+    let start = || -> anyhow::Result<Hello> {
+        rootless::enter()?;
+        privilege::prepare_folders(&config, None)?;
+        Ok(posture::start_launcher(&config)?.1)
+    };
+    let hello = match start() {
+        Ok(hello) => hello,
         Err(error) => {
             println!("\nno run can be started here: {error:#}");
-            if let Some(advice) = advice() {
-                println!("{advice}");
-            }
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -65,22 +66,4 @@ fn show(hello: &Hello) {
     for limit in &hello.not_enforced {
         println!("DOWN    {limit:14}  the limit can't be enforced on this machine");
     }
-}
-
-/// The most common reason, in words.
-fn advice() -> Option<&'static str> {
-    let setting = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    if nix::unistd::geteuid().is_root() {
-        return None;
-    }
-    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
-        return Some(
-            "this kernel keeps user namespaces from programs without an AppArmor profile: start as root, or set \
-             kernel.apparmor_restrict_unprivileged_userns=0",
-        );
-    }
-    if setting("/proc/sys/user/max_user_namespaces") == "0" {
-        return Some("user namespaces are switched off: set user.max_user_namespaces, or start as root");
-    }
-    Some("you are not root: start as root, or see the manual about running without it")
 }

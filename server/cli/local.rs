@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sandbox::client::Launcher;
 
 use crate::config::Config;
-use crate::{posture, privilege, start};
+use crate::{posture, privilege, rootless, start};
 
 /// How many runs of the command line may go at once before one has to wait for a store.
 const STORES_MAX: usize = 16;
@@ -25,6 +25,7 @@ pub(super) struct Local {
 impl Local {
     /// Starts everything. Must be called while this process has one thread.
     pub(super) fn start(config: &Config) -> anyhow::Result<Self> {
+        rootless::enter()?;
         privilege::prepare_folders(config, None)?;
         let docker = privilege::docker_folder(config, None)?;
         let (launcher, hello) = posture::start_launcher(config)?;

@@ -6,7 +6,7 @@ use super::flags::ConfigFlags;
 use crate::http::serve::Listener;
 use crate::privilege::Identity;
 use crate::selftest::Canary;
-use crate::{log, posture, privilege, start};
+use crate::{log, posture, privilege, rootless, start};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -27,6 +27,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(&config.listen_at()?)?;
 
     // Everything that needs privilege, while this process has one thread.
+    rootless::enter()?;
     let identity = Identity::to_become(&config.user);
     privilege::prepare_folders(&config, identity)?;
     let docker = privilege::docker_folder(&config, identity)?;
@@ -36,8 +37,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         tracing::warn!(wall = wall.name, "weaker than it could be: {}", wall.detail);
     }
     let canary = Canary::read(&config.launcher)?;
-    identity.map_or(Ok(()), Identity::assume)?;
-    privilege::forbid_new_privileges()?;
+    privilege::give_up(identity)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker, canary))?;

@@ -63,19 +63,24 @@ impl Programs {
 
 /// Builds test programs and the binaries beside them; each with its name.
 pub(crate) fn build_tests(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let Programs(programs) = cargo_json(&[&["test", "--no-run"], args].concat())?;
+    let Programs(programs) = cargo_json(&[&["test", "--no-run"], args].concat(), &[])?;
     Ok(programs.into_iter().collect())
 }
 
 /// Builds, and asks cargo where the programs are rather than guessing.
 pub(crate) fn build(args: &[&str]) -> Result<Programs> {
-    cargo_json(&[&["build"], args].concat())
+    build_with(args, &[])
 }
 
-fn cargo_json(args: &[&str]) -> Result<Programs> {
+pub(crate) fn build_with(args: &[&str], env: &[(&str, &str)]) -> Result<Programs> {
+    cargo_json(&[&["build"], args].concat(), env)
+}
+
+fn cargo_json(args: &[&str], env: &[(&str, &str)]) -> Result<Programs> {
     eprintln!("$ cargo {}", args.join(" "));
     let output = command()
         .args(args)
+        .envs(env.iter().copied())
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

@@ -3,6 +3,7 @@
 
 mod cargo;
 mod demo;
+mod fuzz;
 mod packages;
 mod pretty;
 mod tally;
@@ -17,8 +18,9 @@ use anyhow::{Context, Result};
 const HELP: &str = "\
 cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
-cargo xtask ci        formatting, lints, documentation, then the tests
+cargo xtask ci        formatting, lints, documentation, a minute of each fuzz target, then the tests
 cargo xtask openapi   write openapi/ anew from the code
+cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
 cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "test" => test::main(&rest),
         "ci" => ci(),
         "openapi" => openapi(),
+        "fuzz" => fuzz::main(&rest),
         "walls" => walls::main(&rest),
         "vm" => vm::main(&rest),
         _ => {
@@ -52,6 +55,11 @@ fn ci() -> Result<ExitCode> {
     cargo::run(&["fmt", "--all", "--check"], &[])?;
     cargo::run(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])?;
     cargo::run(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-Dwarnings")])?;
+    // Before the tests, whose count is the last line.
+    let fuzzed = fuzz::main(&[])?;
+    if fuzzed != ExitCode::SUCCESS {
+        return Ok(fuzzed);
+    }
     test::main(&[])
 }
 

@@ -23,6 +23,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "python3",
     "python3-venv",
     "skopeo",
+    "uidmap",
 ];
 
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
@@ -76,13 +77,15 @@ pub(crate) fn schemathesis() -> Result<PathBuf> {
     let venv = cargo::target().join("venv");
     let program = venv.join("bin/schemathesis");
     let stamp = venv.join("installed");
-    if std::fs::read_to_string(&stamp).is_ok_and(|text| text == SCHEMATHESIS) {
+    let place = venv.display().to_string();
+    // Its programs know where they are: moved elsewhere they don't start.
+    let installed = format!("{SCHEMATHESIS} in {place}");
+    if std::fs::read_to_string(&stamp).is_ok_and(|text| text == installed) {
         return Ok(program);
     }
-    let place = venv.display().to_string();
     cargo::call("/usr/bin/python3", &["-m", "venv", "--clear", &place])?;
     let pip = venv.join("bin/pip").display().to_string();
     cargo::call(&pip, &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS])?;
-    std::fs::write(&stamp, SCHEMATHESIS).context("remember what was installed")?;
+    std::fs::write(&stamp, installed).context("remember what was installed")?;
     Ok(program)
 }

@@ -17,6 +17,7 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) fn new(reader: Box<dyn AsyncRead + Send + Unpin>, cap_bytes: u64) -> Self {
+        let cap_bytes = if walls::stands("output_cap") { cap_bytes } else { cap_bytes.saturating_mul(1000) };
         let cap = usize::try_from(cap_bytes).unwrap_or(usize::MAX);
         Self { reader, cap, kept: Vec::new(), total: 0, ended: false, scratch: Vec::new() }
     }

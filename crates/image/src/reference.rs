@@ -35,6 +35,10 @@ impl Reference {
         }
         let parsed: oci_client::Reference =
             text.parse().map_err(|error: oci_client::ParseError| bad(&error.to_string()))?;
+        // The parser takes the letters of all alphabets for letters, in tags for example.
+        if !text.is_ascii() {
+            return Err(bad("it has a character that is not ASCII"));
+        }
         let registry = parsed.registry().to_ascii_lowercase();
         check_registry(&registry).map_err(bad)?;
         let registry =
@@ -138,6 +142,7 @@ mod tests {
             "a/",
             "-a",
             "a:-b",
+            "a:1.\u{43f}",
             "host:0/a",
             "host:65536/a",
             "host:99999999/a",

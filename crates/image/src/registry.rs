@@ -122,8 +122,10 @@ impl Registries {
                 request = request.header(RANGE, format!("bytes={}-", ask.from_byte));
             }
             // Whoever the registry sends us to is not shown what was meant for the registry.
-            if let Some(grant) =
-                self.grants.get(registry, &ask.image.repository).filter(|_| url.origin() == home)
+            if let Some(grant) = self
+                .grants
+                .get(registry, &ask.image.repository)
+                .filter(|_| url.origin() == home || !walls::stands("token_stays_home"))
             {
                 request = grant.on(request);
             }
@@ -167,7 +169,10 @@ impl Registries {
             }
             Some(Challenge::Bearer { realm, service }) => {
                 let realm = Url::parse(&realm).map_err(|_| failed(image, "its token server is no URL"))?;
-                if credential.is_some() && !token::is_own_token_server(&realm, endpoint) {
+                if credential.is_some()
+                    && !token::is_own_token_server(&realm, endpoint)
+                    && walls::stands("own_token_server")
+                {
                     let reason =
                         format!("its token server {} is not its own", realm.host_str().unwrap_or_default());
                     return Err(refused(image, &reason).into());

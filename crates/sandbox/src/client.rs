@@ -56,9 +56,13 @@ impl Launcher {
         let (ours, theirs) = packet::pair().map_err(|source| StartError::Spawn { source })?;
         let arguments =
             serde_json::to_string(options).map_err(|error| StartError::Spawn { source: error.into() })?;
-        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .args(["serve", &arguments])
-            .env_clear()
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.args(["serve", &arguments]).env_clear();
+        #[cfg(feature = "removable-walls")]
+        command.envs(
+            std::env::var_os("SANDGLASS_WITHOUT_WALLS").map(|names| ("SANDGLASS_WITHOUT_WALLS", names)),
+        );
+        let child = command
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 
 use crate::dir;
 use crate::rootfs::{self, Scratch};
@@ -109,6 +109,22 @@ impl HostImage {
         }
         Ok(())
     }
+}
+
+/// Where ids can't be mapped an image's files belong to nobody inside. The run then gets folders of its
+/// own over those at the top in which programs expect to write, with what the image has in them.
+pub(crate) fn own_folders(layers: &[OwnedFd], scratch: &Scratch, owner: u32) -> io::Result<()> {
+    for (name, mode) in SKELETON {
+        let topmost = layers.iter().find_map(|layer| {
+            let stat = nix::sys::stat::fstatat(layer, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+            stat.ok().map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT)
+        });
+        // A link of the image, or a name that it has taken away, stays what it is.
+        if topmost == Some(SFlag::S_IFDIR) {
+            scratch.own(name, mode, owner)?;
+        }
+    }
+    Ok(())
 }
 
 fn read_only(path: &Path) -> io::Result<OwnedFd> {

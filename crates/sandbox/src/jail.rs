@@ -25,9 +25,11 @@ use crate::keeper::Ground;
 use crate::launcher::UnpackFn;
 use crate::protocol::{Event, Order};
 use crate::step::{At, Failure};
-use crate::{dir, packet, seccomp, store, sys};
+use crate::{dir, packet, rootfs, seccomp, store, sys};
 
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
+/// The same for an overlay in a user namespace, where nobody may set the other.
+const USER_OPAQUE: &CStr = c"user.overlay.opaque";
 
 /// CHOWN, DAC_OVERRIDE and FOWNER: what it takes to write files as an image has them.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3;
@@ -173,7 +175,8 @@ fn mark_opaque(directory: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
     if !is_dir || found.st_dev != own.st_dev {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    Ok(sys::set_xattr(directory.as_fd(), OPAQUE, b"y")?)
+    let name = if rootfs::own_user_namespace() { USER_OPAQUE } else { OPAQUE };
+    Ok(sys::set_xattr(directory.as_fd(), name, b"y")?)
 }
 
 fn inside(sync: &OwnedFd, input: OwnedFd, job: &str, unpack: UnpackFn) -> ! {
@@ -211,11 +214,13 @@ fn enter(sync: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     let point = nix::fcntl::open(NEW_ROOT, flags, Mode::empty()).at("open root's mount point")?;
     sys::move_mount(tree.as_fd(), point.as_fd()).at("attach layer directory")?;
     fchdir(&tree).at("enter layer directory")?;
-    replace_root()?;
+    if walls::stands("jail_root") {
+        replace_root()?;
+    }
     umask(Mode::empty());
     setrlimit(Resource::RLIMIT_CORE, 1, 1).at("set resource limits")?;
     setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES).at("set resource limits")?;
-    let root = dir::open_dir("/".as_ref()).at("open layer directory")?;
+    let root = dir::open_dir(".".as_ref()).at("open layer directory")?;
     nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
     sys::set_capabilities(CAPABILITIES).at("drop capabilities")?;
     sys::seccomp(&seccomp::jail_filter()).at("install jail filter")?;

@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Pid, Uid, fchown};
 use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
 use crate::cgroup::{Cgroups, RunGroup};
-use crate::host::HostImage;
+use crate::host::{self, HostImage};
 use crate::init::{self, Finish, OldRoot, Report};
 use crate::protocol::{Event, Finished, LaunchSpec, Rootfs};
 use crate::rootfs::{self, LayerMode, Mounts, Scratch};
@@ -207,7 +207,13 @@ impl<'a> Keeper<'a> {
             (Rootfs::Layers(names), _) if names.is_empty() => {
                 vec![rootfs::tmpfs(4096, 2, sys::MOUNT_ATTR_RDONLY).at("mount empty layer")?]
             }
-            (Rootfs::Layers(names), _) => store::views(&ground.layers, names, mapped)?,
+            (Rootfs::Layers(names), _) => {
+                let views = store::views(&ground.layers, names, mapped)?;
+                if mapped.is_none() {
+                    host::own_folders(&views, &scratch, self.owner).at("make directories of its own")?;
+                }
+                views
+            }
             (Rootfs::Host, None) => {
                 return Err(Failure::new("open host image", "the image \"host\" is not offered here"));
             }

@@ -44,5 +44,14 @@ mod rootfs;
 mod step;
 mod sys;
 
+/// For the fuzzer only.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 pub use cgroup::name_of as cgroup_name;
 pub use host::MIN_KERNEL;
+
+/// Drops every capability that this thread has, for good.
+pub fn drop_capabilities() -> std::io::Result<()> {
+    Ok(sys::set_capabilities(0)?)
+}

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -132,6 +133,10 @@ fn overlay_detached(layers: &[OwnedFd], scratch: Option<&Scratch>) -> nix::Resul
     for key in [c"index", c"metacopy", c"xino"] {
         sys::fs_set(fs, key, "off")?;
     }
+    if own_user_namespace() {
+        // The marks of opaque directories are then those that a user may set.
+        sys::fs_set_flag(fs, c"userxattr")?;
+    }
     // A layer that claims to be a redirection is not believed.
     sys::fs_set(fs, c"redirect_dir", "nofollow")?;
     sys::fs_mount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
@@ -149,6 +154,9 @@ fn overlay_attached(layers: &[OwnedFd], scratch: Option<&Scratch>) -> Result<Own
     }
     let mut options =
         format!("lowerdir={},index=off,metacopy=off,redirect_dir=nofollow,xino=off", lower.join(":"));
+    if own_user_namespace() {
+        options += ",userxattr";
+    }
     if let Some(scratch) = scratch {
         let point = subdirectory(&ground, "s", 0o700, None).at("make attach point")?;
         sys::move_mount(scratch.mount.as_fd(), point.as_fd()).at("attach scratch")?;
@@ -171,9 +179,10 @@ fn attach_ground() -> io::Result<OwnedFd> {
     dir::open_dir(ATTACH_POINT.as_ref())
 }
 
+const NODES: [(&str, u64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+
 /// The devices that every program expects and nothing else; made once, cloned for each run.
 pub(crate) fn device_template() -> Result<OwnedFd, Failure> {
-    const NODES: [(&str, u64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
     const LINKS: [(&str, &str); 4] = [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
@@ -183,7 +192,8 @@ pub(crate) fn device_template() -> Result<OwnedFd, Failure> {
     let dev = tmpfs(64 * 1024, 32, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC).at("mount device tmpfs")?;
     let mode = Mode::from_bits_truncate(0o666);
     for (name, minor) in NODES {
-        mknodat(&dev, name, SFlag::S_IFCHR, mode, makedev(1, minor)).at("make device")?;
+        let kind = if own_user_namespace() { SFlag::S_IFREG } else { SFlag::S_IFCHR };
+        mknodat(&dev, name, kind, mode, makedev(1, minor)).at("make device")?;
         nix::sys::stat::fchmodat(&dev, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
             .at("make device")?;
     }
@@ -196,8 +206,32 @@ pub(crate) fn device_template() -> Result<OwnedFd, Failure> {
     Ok(dev)
 }
 
+/// Only root of the machine can make devices; anybody else gets the machine's own, one by one.
+pub(crate) fn host_devices() -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
+    if !own_user_namespace() {
+        return Ok(Vec::new());
+    }
+    let open = |name: &'static str| -> io::Result<_> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let node = nix::fcntl::open(format!("/dev/{name}").as_str(), flags, Mode::empty())?;
+        let tree = sys::open_tree(node.as_fd(), c"")?;
+        sys::mount_set(tree.as_fd(), MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, None)?;
+        Ok((name, tree))
+    };
+    NODES.iter().map(|(name, _)| open(name)).collect::<io::Result<_>>().at("open the machine's devices")
+}
+
+/// Whether this user namespace is not the machine's first, whose root alone may do some things.
+pub(crate) fn own_user_namespace() -> bool {
+    static OWN: OnceLock<bool> = OnceLock::new();
+    *OWN.get_or_init(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        map.split_whitespace().ne(["0", "0", "4294967295"])
+    })
+}
+
 pub(crate) fn devices(template: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
-    let dev = sys::open_tree(template, c"").at("clone devices")?;
+    let dev = sys::open_whole_tree(template).at("clone devices")?;
     sys::mount_set(dev.as_fd(), MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, None)
         .at("restrict devices")?;
     Ok(dev)

@@ -174,7 +174,8 @@ fn leave_host(options: &Options, cgroups: Cgroups) -> Result<Ground, (Failure, C
         };
         let mut host = if options.host_image { Some(HostImage::open()?) } else { None };
         let devices = rootfs::device_template()?;
-        let proc = sys::fsopen(c"proc").and_then(|fs| sys::fs_mount(fs.as_fd(), 0)).at("mount own proc")?;
+        let host_devices = rootfs::host_devices()?;
+        let proc = own_proc().at("mount own proc")?;
         let root = rootfs::tmpfs(1 << 20, 128, sys::MOUNT_ATTR_NOSUID).at("mount own root")?;
         let below = dir::open_dir("/proc".as_ref()).at("open mount point")?;
         sys::move_mount(root.as_fd(), below.as_fd()).at("attach own root")?;
@@ -182,6 +183,12 @@ fn leave_host(options: &Options, cgroups: Cgroups) -> Result<Ground, (Failure, C
         for (path, tree) in [(STORE, &layers), ("/devices", &devices), ("/proc", &proc)] {
             let point = make(&root, path).at("make mount point")?;
             sys::move_mount(tree.as_fd(), point.as_fd()).at("attach to own root")?;
+        }
+        for (name, node) in host_devices {
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let point = nix::fcntl::open(format!("./devices/{name}").as_str(), flags, Mode::empty());
+            let point = point.at("open device")?;
+            sys::move_mount(node.as_fd(), point.as_fd()).at("attach device")?;
         }
         if let Some(host) = &mut host {
             let dir = make(&root, "/host").at("make mount point")?;
@@ -202,6 +209,18 @@ fn leave_host(options: &Options, cgroups: Cgroups) -> Result<Ground, (Failure, C
             Ok(Ground { cgroups, layers, devices, host, layer_mode, map_ids, old_root, id_base, id_width })
         }
         Err(failure) => Err((failure, cgroups)),
+    }
+}
+
+/// Without being root of the PID namespace's owner one can't mount its proc, but show the host's again.
+fn own_proc() -> nix::Result<OwnedFd> {
+    match sys::fsopen(c"proc").and_then(|fs| sys::fs_mount(fs.as_fd(), 0)) {
+        Err(nix::errno::Errno::EPERM) => {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let host = nix::fcntl::open("/proc", flags, Mode::empty())?;
+            sys::open_whole_tree(host.as_fd())
+        }
+        result => result,
     }
 }
 

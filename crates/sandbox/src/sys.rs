@@ -251,8 +251,17 @@ pub(crate) fn fs_mount(fs: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd> {
 
 /// A detached copy of the mount at `path` below `dir`; an empty path means `dir` itself.
 pub(crate) fn open_tree(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
+    open_tree_with(dir, path, 0)
+}
+
+/// The same with everything that is mounted below.
+pub(crate) fn open_whole_tree(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open_tree_with(dir, c"", libc::AT_RECURSIVE)
+}
+
+fn open_tree_with(dir: BorrowedFd<'_>, path: &CStr, more: libc::c_int) -> Result<OwnedFd> {
     const OPEN_TREE_CLONE: libc::c_int = 1;
-    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | more;
     // SAFETY: `path` outlives the call.
     owned(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
 }

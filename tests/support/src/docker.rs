@@ -2,15 +2,11 @@
 //! and without touching the host's firewall.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::place::target;
-use crate::{
-    Finished, Process, Registry, Request, Response, Value, sandglass, sandglass_launcher, tool, within,
-};
+use crate::{Finished, Process, Registry, Service, sandglass, sandglass_launcher, tool};
 
 /// The image that [`Docker::start`] makes: the two binaries and nothing else, as in the `Dockerfile`.
 const IMAGE: &str = "sandglass";
@@ -22,21 +18,12 @@ pub struct Docker {
     cgroup: String,
 }
 
-/// A service in a container. Dropping it stops it as an operator would.
-#[derive(Debug)]
-pub struct Container {
-    client: Process,
-    pub address: SocketAddr,
-}
-
 impl Docker {
     /// Starts the engine and gives it the image.
     #[track_caller]
     pub fn start() -> Self {
-        let place = target().join("docker");
-        fs::create_dir_all(&place).expect("make a folder for container engines");
-        let folder =
-            tempfile::Builder::new().prefix("d").tempdir_in(place).expect("make a folder for an engine");
+        // A short path: its sockets' names are bounded.
+        let folder = tempfile::Builder::new().prefix("d").tempdir().expect("make a folder for an engine");
         let at = |name: &str| folder.path().join(name);
         let cgroup =
             format!("sandglass-docker-{}", folder.path().display().to_string().replace(['/', '.'], "-"));
@@ -100,14 +87,10 @@ impl Docker {
 
     /// A service in a container that is started with these options, which may pull from `registry`.
     #[track_caller]
-    pub fn serve(&self, options: &[&str], registry: &Registry) -> Container {
+    pub fn serve(&self, options: &[&str], registry: &Registry) -> Service {
         let registry = format!("--insecure-registry={}", registry.host());
-        let client =
-            Process::start("docker run", self.run(options, &["serve", "--listen=127.0.0.1:0", &registry]));
-        let address = client.wait_for_line("where it listens", Duration::from_secs(60), |line| {
-            line.strip_prefix("listening on http://")?.parse().ok()
-        });
-        Container { client, address }
+        let command = self.run(options, &["serve", "--listen=127.0.0.1:0", &registry]);
+        Service::wait_for(Process::start("docker run", command))
     }
 
     /// What of its containers is left on the host: their cgroups, by path.
@@ -134,52 +117,4 @@ impl Drop for Docker {
             let _ = fs::remove_dir(hierarchy.join(&self.cgroup));
         }
     }
-}
-
-impl Container {
-    #[track_caller]
-    pub fn get(&self, path: &str) -> Response {
-        Request::new(self.address, "GET", path).send()
-    }
-
-    /// Runs a command, expects that the run took place, and returns it.
-    #[track_caller]
-    pub fn run(&self, body: &Value) -> Value {
-        Request::new(self.address, "POST", "/runs").json(body).send().expect(200)
-    }
-
-    /// Everything that it has logged so far.
-    pub fn log(&self) -> String {
-        self.client.log()
-    }
-
-    /// Its main process, as the host sees it.
-    #[track_caller]
-    pub fn pid(&self) -> i32 {
-        let port = format!("{:04X}", self.address.port());
-        within(Duration::from_secs(5), "a process that listens on the container's port", || owner_of(&port))
-    }
-
-    /// Stops it as an operator would, and returns its exit code.
-    #[track_caller]
-    pub fn stop(mut self) -> Option<i32> {
-        self.client.stop().code()
-    }
-}
-
-/// The process that holds a listening socket on this port.
-fn owner_of(port: &str) -> Option<i32> {
-    let sockets = fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = sockets.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(1)?.ends_with(&format!(":{port}")) && *fields.get(3)? == "0A")
-            .then(|| fields.get(9).copied())?
-    })?;
-    let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.into_iter().find(|pid| {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target == Path::new(&wanted))
-    })
 }

@@ -19,6 +19,7 @@ pub mod host;
 mod command;
 mod place;
 mod process;
+mod service;
 mod skip;
 mod wait;
 
@@ -32,6 +33,7 @@ pub use liar::{Liar, Lie};
 pub use place::{Folder, target};
 pub use process::Process;
 pub use registry::Registry;
+pub use service::Service;
 pub use skip::skip;
 pub use wait::{until, within};
 

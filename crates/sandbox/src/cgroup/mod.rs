@@ -36,8 +36,14 @@ pub(crate) struct Cgroups {
     pub(crate) cpuacct: Option<Home>,
     /// What was created, to be removed at the end or by the next start.
     made: Vec<Made>,
-    /// Why a controller is missing, in words for the operator.
-    pub(crate) troubles: Vec<String>,
+    troubles: Vec<Trouble>,
+}
+
+/// Why a controller is missing, and which one; or none, where it is all of them.
+#[derive(Debug)]
+struct Trouble {
+    controller: Option<&'static str>,
+    reason: String,
 }
 
 /// A directory that we made, with the descriptor by which it can be removed when its path is out of reach.
@@ -59,7 +65,8 @@ impl Cgroups {
         let hierarchies = match Hierarchies::find() {
             Ok(hierarchies) => hierarchies,
             Err(error) => {
-                cgroups.troubles.push(format!("can't read where cgroups are mounted: {error}"));
+                let reason = format!("can't read where cgroups are mounted: {error}");
+                cgroups.troubles.push(Trouble { controller: None, reason });
                 return cgroups;
             }
         };
@@ -73,16 +80,16 @@ impl Cgroups {
     fn set_up_unified(&mut self, mount: &Mount, name: &str, parent: Option<&Path>, supervised: &[i32]) {
         let base = match hierarchy::unified_base(mount, parent) {
             Ok(base) => base,
-            Err(error) => return self.trouble("version 2", &mount.point, &error),
+            Err(error) => return self.trouble(None, &mount.point, &error),
         };
         let available = hierarchy::available_controllers(&base);
         if let Err(error) = hierarchy::delegate(&base, &available, supervised) {
-            self.trouble("version 2", &base, &error);
+            self.trouble(None, &base, &error);
         }
         let home = base.join(name);
         let dir = match self.make(&home) {
             Ok(dir) => dir,
-            Err(error) => return self.trouble("version 2", &home, &error),
+            Err(error) => return self.trouble(None, &home, &error),
         };
         for controller in &available {
             // A controller that can't be passed on is missed below, where its control file is looked for.
@@ -105,14 +112,15 @@ impl Cgroups {
             }
             let Some(mount) = hierarchies.v1(controller) else {
                 if controller != "cpuacct" {
-                    self.troubles.push(format!("no cgroup hierarchy has the controller {controller}"));
+                    let reason = "no cgroup hierarchy has it".to_owned();
+                    self.troubles.push(Trouble { controller: Some(controller), reason });
                 }
                 continue;
             };
             let home = mount.own_directory().join(name);
             match self.make(&home) {
                 Ok(dir) => self.set(controller, Home { dir, v2: false }),
-                Err(error) => self.trouble(controller, &home, &error),
+                Err(error) => self.trouble(Some(controller), &home, &error),
             }
         }
     }
@@ -147,8 +155,16 @@ impl Cgroups {
         dir::open_dir(path)
     }
 
-    fn trouble(&mut self, what: &str, path: &Path, error: &io::Error) {
-        self.troubles.push(format!("cgroup {what}: {}: {error}", path.display()));
+    fn trouble(&mut self, controller: Option<&'static str>, path: &Path, error: &io::Error) {
+        self.troubles.push(Trouble { controller, reason: format!("{}: {error}", path.display()) });
+    }
+
+    /// Why this controller, or without a name version 2 as a whole, can't be used.
+    pub(crate) fn why(&self, controller: &str) -> String {
+        let concerns = |trouble: &&Trouble| trouble.controller.is_none_or(|name| name == controller);
+        let reasons: Vec<&str> =
+            self.troubles.iter().filter(concerns).map(|trouble| trouble.reason.as_str()).collect();
+        if reasons.is_empty() { "no cgroup hierarchy is mounted".to_owned() } else { reasons.join("; ") }
     }
 
     /// `v2`, `v1`, `hybrid` or `none`.
