@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use support::{Daemon, Finished, Registry, Value, sandglass, target};
+use support::{Daemon, Finished, Folder, Registry, Value, sandglass, target};
 
 const KEPT: &str = include_str!("../openapi/v1.json");
 const PROBLEMS: &str = include_str!("../openapi/problems.md");
@@ -47,8 +47,11 @@ fn a_property_based_tester_finds_no_undocumented_answer() {
     let program = std::env::var_os("SANDGLASS_SCHEMATHESIS")
         .map_or_else(|| target().join("venv/bin/schemathesis"), Into::into);
     assert!(program.exists(), "`cargo xtask test` installs {}", program.display());
+    // It keeps notes where it is started.
+    let place = Folder::new();
     let mut command = Command::new(program);
     command
+        .current_dir(place.path())
         .args(["run", &daemon.url("/openapi.json"), "--seed", "20", "--max-examples", "60", "--workers", "2"])
         .args([
             "--checks",
