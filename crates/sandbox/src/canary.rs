@@ -12,6 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::rootfs::NODES;
 use crate::sys::{self, Fork};
 
 type Check = fn() -> Result<(), String>;
@@ -148,14 +149,12 @@ fn root() -> Result<(), String> {
     let strange = mounts.lines().find(|line| {
         let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
         // Where devices can't be made, the machine's own are there, one by one.
-        let device = DEVICES.iter().any(|name| line.contains(&format!(" /{name} /dev/{name} ro,")));
+        let device = NODES.iter().any(|(name, _)| line.contains(&format!(" /{name} /dev/{name} ro,")));
         let known = ["overlay", "tmpfs", "proc", "mqueue"].contains(&kind) || device;
         !known || !line.contains("nosuid")
     });
     ensure(strange.is_none(), || format!("a mount of another kind: {}", strange.unwrap_or_default()))
 }
-
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 /// More than any canary is allowed.
 const MEMORY_BYTES: usize = 1 << 30;

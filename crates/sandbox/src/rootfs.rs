@@ -179,7 +179,9 @@ fn attach_ground() -> io::Result<OwnedFd> {
     dir::open_dir(ATTACH_POINT.as_ref())
 }
 
-const NODES: [(&str, u64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+/// Every device of a run and its minor number.
+pub(crate) const NODES: [(&str, u64); 5] =
+    [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
 
 /// The devices that every program expects and nothing else; made once, cloned for each run.
 pub(crate) fn device_template() -> Result<OwnedFd, Failure> {
