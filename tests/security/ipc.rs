@@ -12,23 +12,6 @@ const ATTACKS: &[Attack] = &[
         &["ENOENT"],
     ),
     attack(
-        "I-02",
-        "leaving segments behind",
-        r#"
-made = [call(29, 0x5678 + n, 4096, 0o1666) for n in range(4)] + [call(64, 0x5678, 1, 0o1666), call(68, 0x5678, 0o1666)]
-made.append(call(240, b"left", 0o102, 0o666, 0))
-open("/dev/shm/left", "w").write("x")
-print(all(isinstance(id, int) for id in made))"#,
-        &["True"],
-    ),
-    attack(
-        "I-02b",
-        "finding what an earlier run has left",
-        r#"
-print(same(call(29, 0x5678 + n, 4096, 0) for n in range(4)), os.listdir("/dev/shm"), os.listdir("/dev/mqueue"), call(240, b"left", 0, 0, 0))"#,
-        &["ENOENT [] [] ENOENT"],
-    ),
-    attack(
         "I-03",
         "message queues without end",
         r#"

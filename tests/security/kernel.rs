@@ -82,6 +82,45 @@ print(same((tried(socket.socket, 38, 5, 0), tried(socket.socket, 33, 2, 0), trie
         &["EAFNOSUPPORT EPERM"],
     ),
     attack(
+        "K-10",
+        "random system calls with random arguments",
+        r#"
+import random, signal
+seed = int.from_bytes(os.urandom(4))
+random.seed(seed)
+left_out = {15, 34, 35, 130, 219, 230, 281}
+pages = ctypes.create_string_buffer(1 << 16)
+words = (0, 1, -1, 2, 3, 0x7fffffff, 1 << 31, 1 << 32, 1 << 63, -4096, 4096, 255, 0x20000000)
+def word():
+    kind = random.randrange(4)
+    if kind == 0:
+        return random.choice(words)
+    if kind == 1:
+        return ctypes.addressof(pages) + random.randrange(1 << 15)
+    return random.randrange(1 << random.randrange(1, 64))
+end = time.monotonic() + SECONDS
+children = 0
+while time.monotonic() < end:
+    pid = tried(os.fork)
+    if pid == 0:
+        signal.alarm(2)
+        for _ in range(300):
+            number = random.randrange(480)
+            if number not in left_out:
+                call(number, *(word() for _ in range(6)))
+            random.seed(random.random())
+        os._exit(0)
+    if isinstance(pid, int):
+        tried(os.waitpid, pid, 0)
+        children += 1
+    random.seed(seed + children)
+print(children > 10)"#,
+        // One that reaches its parent by a signal ends the run, which is its own affair.
+        &["True", ""],
+    )
+    .ends(&["exited", "signaled", "output_limit", "memory_limit", "wall_time_limit"])
+    .with(r#"{"on_output_limit": "discard", "limits": {"wall_time_ms": 300000, "cpu_time_ms": 600000}}"#),
+    attack(
         "K-11",
         "addresses and personalities of old exploits",
         r#"

@@ -5,6 +5,7 @@
 
 mod attack;
 
+mod cross_run;
 mod filesystem;
 mod ipc;
 mod kernel;

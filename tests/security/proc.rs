@@ -1,6 +1,6 @@
 //! Category P: what `/proc` and `/sys` tell, and what can be written there.
 
-use support::Daemon;
+use support::{Daemon, Registry, json};
 
 use crate::attack::{Attack, attack, repel, repel_on};
 
@@ -32,6 +32,48 @@ const ATTACKS: &[Attack] = &[
         "listing processes",
         r#"print([pid for pid in os.listdir("/proc") if pid.isdigit()] == [str(os.getpid())], os.getpid() < 10)"#,
         &["True True"],
+    ),
+    attack(
+        "P-05",
+        "reading what PID 1 calls itself",
+        r#"print(same(content("/proc/1/" + path) for path in ("cmdline", "comm", "stat", "status", "task/1/comm")))"#,
+        &["ENOENT"],
+    ),
+    attack(
+        "P-08",
+        "looking at processes in the moment when they end",
+        r#"
+end = time.monotonic() + 1
+read, write = os.pipe()
+for _ in range(20):
+    if os.fork() == 0:
+        seen = set()
+        while time.monotonic() < end:
+            if tried(os.fork) == 0:
+                os._exit(0)
+            for pid in os.listdir("/proc"):
+                if pid.isdigit():
+                    names = content(f"/proc/{pid}/comm"), tried(os.readlink, f"/proc/{pid}/root")
+                    seen.update(str(word) for word in names if word not in ("ENOENT", "ESRCH"))
+                    content(f"/proc/{pid}/environ"); tried(os.listdir, f"/proc/{pid}/fd"); content(f"/proc/{pid}/mem")
+            while tried(os.waitpid, -1, os.WNOHANG) not in ((0, 0), "ECHILD"):
+                pass
+        os.write(write, ("\n".join(seen) + "\n").encode())
+        os._exit(0)
+os.close(write)
+print(sorted(set(os.fdopen(read).read().split("\n")) - {""}))"#,
+        &[r#"['/', "b'python3\\n'"]"#],
+    ),
+    attack(
+        "P-11",
+        "executing itself by way of /proc, and writing to what is executed",
+        r#"
+with open("/tmp/self", "w") as file:
+    file.write('#!/proc/self/exe\nprint("itself", __name__)\n')
+os.chmod("/tmp/self", 0o755)
+ran = subprocess.run(["/tmp/self"], capture_output=True, text=True).stdout.strip()
+print(ran, tried(os.open, "/proc/self/exe", os.O_WRONLY | os.O_TRUNC))"#,
+        &["itself __main__ ETXTBSY", "itself __main__ EROFS", "itself __main__ EACCES"],
     ),
     attack(
         "P-06",
@@ -70,7 +112,7 @@ print(resource.getrlimit(resource.RLIMIT_CORE), tried(resource.prlimit, 0, resou
 os.kill(os.getpid(), signal.SIGSEGV)"#,
         &["(1, 1) (1, 1)"],
     )
-    .ends("signaled"),
+    .ends(&["signaled"]),
     attack(
         "P-14",
         "other runs' numbers by sysinfo's back doors",
@@ -81,7 +123,7 @@ os.kill(os.getpid(), signal.SIGSEGV)"#,
         "P-15",
         "another proc, by way of its own",
         r#"print(tried(os.listdir, "/proc/self/task/1"), content("/proc/self/root/proc/1/status"),
-      content("/proc/thread-self/root/etc/shadow"))"#,
+      content("/proc/thread-self/root" + CANARY))"#,
         &["ENOENT ENOENT ENOENT"],
     ),
 ];
@@ -148,5 +190,52 @@ fn proc_and_sys_tell_nothing_and_take_nothing() {
 
 #[test]
 fn a_fuller_proc_is_still_covered_where_it_matters() {
-    repel_on(Daemon::builder().host_image().arg("--allow-compat"), COMPAT);
+    repel_on(Daemon::builder().arg("--allow-compat"), COMPAT);
+}
+
+/// P-12: behind a descriptor that one of ours forgot to close there might be the host.
+#[test]
+fn no_descriptor_of_ours_is_a_place_to_start_in() {
+    let daemon = Daemon::start();
+    for number in 0..40 {
+        for path in [format!("/proc/self/fd/{number}"), format!("/proc/self/fd/{number}/../../..")] {
+            let request =
+                json!({ "image": "host", "cmd": "ls", "args": ["-a", "../../.."], "workdir": path });
+            let run = daemon.run(&request);
+            assert_eq!(run["outcome"], "start_failed", "P-12 {path}: {run:#}");
+            assert_eq!(run["stdout"], "", "P-12 {path}: {run:#}");
+        }
+    }
+}
+
+/// P-11: the program in front of the command is ours. Whoever has it executed again in its place gets
+/// it as a program like any other, inside all walls, and can't change a byte of it.
+#[test]
+fn our_own_program_is_no_way_out() {
+    let registry = Registry::start();
+    let daemon = Daemon::builder().host_image().registry(&registry).start();
+    let launcher = || std::fs::read(support::sandglass_launcher()).expect("read the launcher");
+    let before = launcher();
+    for image in ["host", &registry.image("busybox")] {
+        let host = {
+            daemon.run(&json!({ "image": image, "cmd": "true" }));
+            daemon.host()
+        };
+        for (interpreter, cmd) in
+            [("#!/proc/self/exe\n", "/tmp/e"), ("#!/tmp/link\n", "/tmp/e"), ("", "/proc/self/exe")]
+        {
+            let files = json!([{ "path": "/tmp/e", "text": interpreter, "mode": "0755" }]);
+            let request = json!({ "image": image, "cmd": cmd, "args": ["run", "/tmp/e"], "files": files });
+            let run = daemon.run(&request);
+            let ended = run["outcome"].as_str().expect("an outcome");
+            assert!(["start_failed", "exited"].contains(&ended), "P-11 {cmd}: {run:#}");
+            assert_ne!((ended, &run["exit_code"]), ("exited", &json!(0)), "P-11 {cmd}: {run:#}");
+            for number in 3..20 {
+                let run = daemon.run(&json!({ "image": image, "cmd": format!("/proc/self/fd/{number}") }));
+                assert_eq!(run["outcome"], "start_failed", "P-11 descriptor {number}: {run:#}");
+            }
+        }
+        host.assert_unchanged();
+    }
+    assert!(launcher() == before, "the launcher's program has changed");
 }

@@ -1,6 +1,11 @@
-//! Category S: processes and signals. Nobody outlives a run, and nobody outside is reached.
+//! Category S: processes and signals. Nobody outlives a run, and nobody outside is reached. How a program
+//! may end (S-09, S-10, S-12, S-20) is looked at in `tests/outcomes.rs`.
 
-use crate::attack::{Attack, attack, repel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use support::{Daemon, json};
+
+use crate::attack::{Attack, Manner, attack, repel};
 
 const ATTACKS: &[Attack] = &[
     attack(
@@ -75,7 +80,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
 time.sleep(600)"#,
         &[""],
     )
-    .ends("wall_time_limit")
+    .ends(&["wall_time_limit"])
     .with(r#"{"limits": {"wall_time_ms": 500}}"#),
     attack(
         "S-07",
@@ -88,8 +93,53 @@ os.kill(-1, signal.SIGSTOP)
 os.kill(os.getpid(), signal.SIGSTOP)"#,
         &[""],
     )
-    .ends("wall_time_limit")
+    .ends(&["wall_time_limit"])
     .with(r#"{"limits": {"wall_time_ms": 500}}"#),
+    attack(
+        "S-08a",
+        "a child that spins on its parent's stack while the parent waits for it",
+        r#"
+if call(58) == 0:
+    while True:
+        pass"#,
+        &[""],
+    )
+    .ends(&["wall_time_limit"])
+    .with(r#"{"limits": {"wall_time_ms": 700, "cpu_time_ms": 60000}}"#),
+    attack(
+        "S-08b",
+        "a thread that waits for a word that nobody changes",
+        r#"
+import threading
+word = ctypes.create_string_buffer(4)
+threading.Thread(target=call, args=(202, word, 0, 0, 0, 0, 0)).start()
+call(202, word, 0, 0, 0, 0, 0)"#,
+        &[""],
+    )
+    .ends(&["wall_time_limit"])
+    .with(r#"{"limits": {"wall_time_ms": 700}}"#),
+    attack(
+        "S-11",
+        "ending the main thread while another goes on",
+        r#"
+import threading
+def later():
+    time.sleep(0.7)
+    os.write(1, b"later")
+    os._exit(0)
+threading.Thread(target=later).start()
+call(60, 3)"#,
+        &["later"],
+    ),
+    attack(
+        "S-14",
+        "closing all that it was given and staying",
+        r#"
+os.closerange(0, 3)
+time.sleep(0.3)
+os._exit(0)"#,
+        &[""],
+    ),
     attack(
         "S-13",
         "executing a program that has no name",
@@ -149,6 +199,31 @@ print(call(157, 38, 0, 0, 0, 0), call(157, 35, 1, 0, 0, 0), call(157, 24, 0, 0, 
         &["EINVAL EPERM EPERM EPERM EPERM EPERM 1"],
     ),
 ];
+
+/// S-19: whatever was forked in the last moment before a limit struck is gone as well.
+#[test]
+fn forking_at_the_moment_of_the_end_saves_nobody() {
+    const FORKS: &str = "import os\nwhile True:\n try:\n  os.fork()\n except OSError:\n  pass";
+    let daemon = Daemon::builder().host_image().flag("--slots", 4).start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    let runs = if Manner::asked() == Manner::Together { 24 } else { 1000 };
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while next.fetch_add(1, Ordering::Relaxed) < runs {
+                    let limits = json!({ "wall_time_ms": 60, "cpu_time_ms": 60_000, "processes": 40 });
+                    let request =
+                        json!({ "image": "host", "cmd": "python3", "args": ["-c", FORKS], "limits": limits });
+                    let run = daemon.run(&request);
+                    assert_eq!(run["outcome"], "wall_time_limit", "{run:#}");
+                }
+            });
+        }
+    });
+    host.assert_unchanged();
+}
 
 #[test]
 fn no_process_outlives_its_run_or_reaches_another() {

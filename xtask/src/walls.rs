@@ -21,6 +21,7 @@ const REMOVALS: &[(&str, &str, &str)] = &[
     ("capabilities", "security", "privileges"),
     ("bounding_set", "security", "privileges"),
     ("user_namespace", "security", "proc::proc_and"),
+    ("quotas", "security", "quotas"),
     ("network_namespace", "security", "network::servers"),
     ("ipc_namespace", "security", "ipc"),
     ("uts_namespace", "isolation", "the_usual"),
@@ -104,13 +105,14 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
         return enter(words);
     }
     let wanted = |names: &str| words.len() == 1 || words[1..].iter().any(|word| word == names);
-    let mut wrong = 0;
+    let (mut wrong, mut tried) = (0, 0);
     for (expected, removals) in [(false, BACKED), (true, REMOVALS)] {
         for (names, program, filter) in removals.iter().filter(|(names, ..)| wanted(names)) {
             let started = Instant::now();
             let red = is_red(names, program, filter)?;
             let good = red == expected;
             wrong += usize::from(!good);
+            tried += 1;
             println!(
                 "{}  {names:40} {} in {program} {filter} ({:.1} s)",
                 if good { "ok   " } else { "WRONG" },
@@ -122,13 +124,14 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     for names in CANARY.iter().filter(|names| wanted(names)) {
         let good = canary_finds(names)?;
         wrong += usize::from(!good);
+        tried += 1;
         println!(
             "{}  {names:40} in the self-test of a starting server",
             if good { "ok   " } else { "WRONG" }
         );
     }
-    let all = REMOVALS.len() + BACKED.len() + CANARY.len();
-    println!("{wrong} of {all} removals were not as they should be");
+    ensure!(tried > 0, "no removal is called that");
+    println!("{wrong} of {tried} removals were not as they should be");
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -205,6 +208,10 @@ fn is_red(names: &str, program: &str, filter: &str) -> Result<bool> {
     command.args(["test", "--offline", "--quiet", "--package", package, "--features", "removable-walls"]);
     command.args(["--test", program]);
     command.args(["--", "--test-threads=2", filter]).env("SANDGLASS_WITHOUT_WALLS", names);
+    // The image that needs no pull: what is taken down stands around every image.
+    command.env("SANDGLASS_ATTACKED_IMAGE", "host");
+    // An image that needs no pull: what is tested is not the store.
+    command.env("SANDGLASS_ATTACKED_IMAGE", "host");
     let output = command.output().context("start cargo test")?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(text.contains("running"), "the tests did not run:\n{}", String::from_utf8_lossy(&output.stderr));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::eventfd::EventFd;
 use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::{Gid, Pid, Uid, fchown};
+use nix::unistd::{Gid, Pid, Uid, fchown, setresuid};
 use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
 use crate::cgroup::{Cgroups, RunGroup};
@@ -35,6 +35,7 @@ pub(crate) struct Ground {
     pub(crate) old_root: OldRoot,
     pub(crate) id_base: u32,
     pub(crate) id_width: u32,
+    pub(crate) capabilities: u64,
 }
 
 /// One request to run, as it arrived.
@@ -99,15 +100,14 @@ impl<'a> Keeper<'a> {
             Err(failure) => return (control, End { result: Err(failure), clean: true }),
         };
         let oom = if keeper.spec.stands("oom_kill_all") { keeper.group.oom_event() } else { None };
-        let started = clone_init(&keeper.group, &keeper.spec).and_then(|init| {
-            match keeper.build(&init, &spec_fd, &stdio, &files) {
+        let started =
+            keeper.clone_init().and_then(|init| match keeper.build(&init, &spec_fd, &stdio, &files) {
                 Ok(scratch) => Ok((init, scratch)),
                 Err(failure) => {
                     keeper.end(&init);
                     Err(failure)
                 }
-            }
-        });
+            });
         // From here on only the run itself holds its outputs, so their end is the run's end.
         drop((spec_fd, stdio, files));
         let (init, scratch) = match started {
@@ -153,6 +153,38 @@ impl<'a> Keeper<'a> {
         finish(watched.at("watch the run")?, &self.group, scratch).map_err(|failure| {
             Failure::new("inside the sandbox", format!("{}: {}", failure.step, failure.error))
         })
+    }
+
+    fn clone_init(&self) -> Result<Init, Failure> {
+        let (ours, theirs) = packet::pair().at("make sync socket")?;
+        let wanted = NAMESPACES.iter().filter(|(name, _)| self.spec.stands(name));
+        let namespaces = wanted.fold(0, |flags, (_, flag)| flags | flag);
+        let apart = namespaces & libc::CLONE_NEWUSER != 0 && self.spec.stands("quotas");
+        if apart {
+            self.act_as_owner().at("act as the run's owner")?;
+        }
+        let cloned = match sys::clone3(namespaces as u64, self.group.clone_target()) {
+            Ok(None) => {
+                drop(ours);
+                init::main(&theirs)
+            }
+            Ok(Some(init)) => Ok(init),
+            Err(errno) => Err(errno),
+        };
+        if apart {
+            set_effective_user(0).at("act as root again")?;
+        }
+        let (pid, pidfd) = cloned.at("clone init")?;
+        Ok(Init { pid, pidfd, sync: ours })
+    }
+
+    /// What the kernel counts for each user (inotify instances, bytes of message queues, pending signals,
+    /// locked memory) it counts for the one who made the user namespace as well. Made by root, the
+    /// namespaces of all runs would share what root has, and one run could take it all from every other
+    /// and from the host. So the maker is the run's own root, with the rights that root has here.
+    fn act_as_owner(&self) -> nix::Result<()> {
+        set_effective_user(self.owner)?;
+        sys::set_capabilities(self.ground.capabilities)
     }
 
     /// Everything between clone and the moment in which init goes on by itself.
@@ -283,17 +315,11 @@ const NAMESPACES: [(&str, i32); 6] = [
     ("uts_namespace", libc::CLONE_NEWUTS),
 ];
 
-fn clone_init(group: &RunGroup<'_>, spec: &LaunchSpec) -> Result<Init, Failure> {
-    let (ours, theirs) = packet::pair().at("make sync socket")?;
-    let wanted = NAMESPACES.iter().filter(|(name, _)| spec.stands(name));
-    let namespaces = wanted.fold(0, |flags, (_, flag)| flags | flag);
-    match sys::clone3(namespaces as u64, group.clone_target()).at("clone init")? {
-        None => {
-            drop(ours);
-            init::main(&theirs)
-        }
-        Some((pid, pidfd)) => Ok(Init { pid, pidfd, sync: ours }),
-    }
+/// Leaves the real and the saved user as they are: the way back, on which effective capabilities come
+/// back by themselves.
+fn set_effective_user(uid: u32) -> nix::Result<()> {
+    let same = Uid::from_raw(u32::MAX);
+    setresuid(same, Uid::from_raw(uid), same)
 }
 
 /// Only where layers have to be attached: nothing of it may be seen by the launcher or other keepers.

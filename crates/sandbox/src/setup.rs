@@ -140,14 +140,17 @@ fn check_kernel() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The effective capabilities; `None` where they can't be read.
+fn capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(effective.trim(), 16).ok()
+}
+
 fn has_sys_admin() -> bool {
     const CAP_SYS_ADMIN: u32 = 21;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    // A status that can't be read is no reason to refuse: the first step that fails will say so.
-    effective
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_none_or(|set| set & (1 << CAP_SYS_ADMIN) != 0)
+    // What can't be read is no reason to refuse: the first step that fails will say so.
+    capabilities().is_none_or(|held| held & (1 << CAP_SYS_ADMIN) != 0)
 }
 
 fn raise_descriptor_limit() -> nix::Result<()> {
@@ -206,7 +209,19 @@ fn leave_host(options: &Options, cgroups: Cgroups) -> Result<Ground, (Failure, C
     }();
     match made {
         Ok((layers, devices, host, layer_mode, map_ids, old_root)) => {
-            Ok(Ground { cgroups, layers, devices, host, layer_mode, map_ids, old_root, id_base, id_width })
+            let capabilities = capabilities().unwrap_or_default();
+            Ok(Ground {
+                cgroups,
+                layers,
+                devices,
+                host,
+                layer_mode,
+                map_ids,
+                old_root,
+                id_base,
+                id_width,
+                capabilities,
+            })
         }
         Err(failure) => Err((failure, cgroups)),
     }

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -183,6 +184,42 @@ pub fn descriptors(pid: i32) -> BTreeSet<String> {
     };
     entries.map(target).collect()
 }
+
+/// What the kernel has complained of since it started, as far as its log still has it: not that a program
+/// was ended, but that something is wrong with the kernel itself.
+pub fn kernel_complaints() -> BTreeSet<String> {
+    let log = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open("/dev/kmsg");
+    let Ok(mut log) = log else { return BTreeSet::new() };
+    let (mut found, mut record) = (BTreeSet::new(), [0; 8192]);
+    loop {
+        match log.read(&mut record) {
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&record[..length]).into_owned();
+                if COMPLAINTS.iter().any(|word| text.contains(word)) {
+                    found.insert(text.trim_end().to_owned());
+                }
+            }
+            // Older records were overwritten while it was read: it goes on with the oldest that is left.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(_) => return found,
+        }
+    }
+}
+
+/// How such complaints begin.
+const COMPLAINTS: &[&str] = &[
+    "BUG:",
+    "WARNING:",
+    "Oops",
+    "general protection fault, probably",
+    "blocked for more than",
+    "self-detected stall",
+    "detected stalls",
+    "soft lockup",
+    "refcount_t",
+    "KASAN",
+    "unregister_netdevice: waiting",
+];
 
 fn pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("list /proc").flatten();
