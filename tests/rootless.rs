@@ -1,67 +1,9 @@
 //! Started by somebody who is not root, on a machine whose administrator has given them sub-ids and no
 //! control group: it says what is missing, and works without it where it is told to.
 
-use std::os::unix::fs::chown;
-use std::process::Command;
-
 use support::image::{Image, Layer};
-use support::{
-    Finished, Folder, Process, Registry, Service, Value, json, sandglass, sandglass_launcher, tool,
-};
-
-/// Nobody on the machine has this number.
-const USER: u32 = 47_110;
-
-/// In a mount namespace of its own: an `/etc` in which the user is known, and the user itself.
-const BECOME: &str = r#"
-set -e
-mount -t tmpfs tmp /mnt
-mkdir /mnt/upper /mnt/work
-mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work overlay /etc
-echo "tester:x:$0:$0::/nonexistent:/bin/sh" >> /etc/passwd
-echo "tester:x:$0:" >> /etc/group
-printf '%s' "$1" > /etc/subuid
-printf '%s' "$1" > /etc/subgid
-umount --lazy /mnt
-shift
-exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"
-"#;
-
-const SUB_IDS: &str = "tester:300000:65536\n";
-
-/// What the walls and limits are called for which a control group would be needed.
-const DEGRADED: &str =
-    "--allow-degraded=cgroup_memory,cgroup_pids,cgroup_cpu,memory_bytes,processes,cpus,cpu_time_ms";
-
-/// Somebody's programs and data.
-struct User(Folder);
-
-impl User {
-    fn new() -> Self {
-        let folder = Folder::new();
-        for program in [sandglass(), sandglass_launcher()] {
-            let name = program.file_name().expect("a program has a name");
-            std::fs::copy(&program, folder.join(name)).expect("copy a program");
-        }
-        let data = folder.join("data");
-        std::fs::create_dir(&data).expect("make a folder");
-        chown(&data, Some(USER), Some(USER)).expect("give a folder away");
-        Self(folder)
-    }
-
-    fn command(&self, sub_ids: &str, words: &[&str]) -> Command {
-        let mut command = Command::new(tool("unshare"));
-        command
-            .args(["--mount", "sh", "-c", BECOME, &USER.to_string(), sub_ids])
-            .arg(self.0.join("sandglass"));
-        command.args(words).env("SANDGLASS_DATA_DIR", self.0.join("data")).env("SANDGLASS_DOCKER_CONFIG", "");
-        command
-    }
-
-    fn finished(&self, sub_ids: &str, words: &[&str]) -> Finished {
-        Finished::of(&mut self.command(sub_ids, words))
-    }
-}
+use support::user::{DEGRADED, SUB_IDS};
+use support::{Registry, Service, User, Value, json};
 
 fn states(service: &Service) -> Value {
     let info = service.get("/info").expect(200);
@@ -98,9 +40,7 @@ fn without_ids_of_ones_own_it_says_who_gives_them() {
 fn with_agreement_every_other_wall_stands() {
     let (user, registry) = (User::new(), Registry::start());
     let sh = |image: &str, script: &str| json!({ "image": registry.image(image), "cmd": "sh", "args": ["-c", script] });
-    let flag = format!("--insecure-registry={}", registry.host());
-    let command = user.command(SUB_IDS, &["serve", "--listen=127.0.0.1:0", DEGRADED, &flag]);
-    let service = Service::wait_for(Process::start("sandglass serve", command));
+    let service = user.serve(&registry);
     let expected = json!({
         "namespaces": "up", "root": "up", "capabilities": "up", "seccomp": "up", "landlock": "up", "proc": "up",
         "devices": "up",
@@ -133,7 +73,7 @@ fn with_agreement_every_other_wall_stands() {
     let line =
         |name: &str| status.lines().find(|line| line.starts_with(name)).expect("a field of the status");
     assert!(line("CapEff:").ends_with("0000000000000000") && line("NoNewPrivs:").ends_with('1'), "{status}");
-    assert_eq!(line("Uid:").split_whitespace().nth(1), Some(USER.to_string().as_str()));
+    assert_eq!(line("Uid:").split_whitespace().nth(1), Some(user.id().to_string().as_str()));
     assert_eq!(service.stop(), Some(0));
 }
 

@@ -123,11 +123,18 @@ pub async fn pull(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Im
     if app.engine.is_draining() {
         return Err(problem::DRAINING.problem());
     }
-    let lease = app.images.acquire(&request.image, request.pull.unwrap_or(Pull::Always)).await?;
-    if lease.reference == "host" {
-        return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
+    let mut pull = request.pull.unwrap_or(Pull::Always);
+    loop {
+        let lease = app.images.acquire(&request.image, pull).await?;
+        if lease.reference == "host" {
+            return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
+        }
+        match app.images.get(&lease.reference) {
+            // Somebody has removed it in the moment between; its layers are held, so it is soon back.
+            Err(ImageError::NotPresent { .. }) if pull != Pull::Never => pull = Pull::Missing,
+            found => return Ok(Json(found?.into())),
+        }
     }
-    Ok(Json(app.images.get(&lease.reference)?.into()))
 }
 
 /// Shows one image of the store.

@@ -4,7 +4,7 @@ use support::{Daemon, Folder, Image, Layer, Registry, json};
 
 use crate::attack::{Attack, attack, repel};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "F-01",
         "reading the host's files by their paths",
@@ -128,9 +128,9 @@ import shutil
 shutil.copy("/usr/bin/id", "/tmp/id")
 os.chmod("/tmp/id", 0o6755)
 print(subprocess.run(["/tmp/id", "-u"], capture_output=True, text=True).stdout.strip())"#,
-        &["1234"],
+        &["123"],
     )
-    .with(r#"{"user": "1234:1234"}"#),
+    .with(r#"{"user": "123:123"}"#),
     attack(
         "F-17",
         "file capabilities and overlay's own attributes",

@@ -4,7 +4,7 @@ use support::{Daemon, json};
 
 use crate::attack::{Attack, attack, repel};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "I-01",
         "finding segments of others by their keys",

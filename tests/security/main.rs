@@ -7,10 +7,13 @@ mod attack;
 
 mod cross_run;
 mod filesystem;
+mod images;
 mod ipc;
 mod kernel;
+mod modes;
 mod network;
 mod privileges;
 mod proc;
 mod processes;
+mod registries;
 mod resources;

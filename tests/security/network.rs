@@ -7,7 +7,7 @@ use support::{Daemon, json};
 
 use crate::attack::{Attack, attack, repel};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "N-01",
         "connecting to anybody",

@@ -7,7 +7,7 @@ use support::{Daemon, Image, Layer, Registry, Value, json};
 
 use crate::attack::{Attack, attack, repel};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "C-01",
         "having capabilities",
@@ -39,7 +39,7 @@ def gains(path):
         os.execv(path, [path, "--help"])
     while True:
         status = open(f"/proc/{pid}/status").read() if os.path.exists(f"/proc/{pid}/status") else ""
-        if "Uid:\t1234\t0" in status:
+        if "Uid:\t123\t0" in status:
             return True
         done, _ = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -47,7 +47,7 @@ def gains(path):
 print(len(found) > 0, any(map(gains, found)))"#,
         &["True False"],
     )
-    .with(r#"{"user": "1234"}"#),
+    .with(r#"{"user": "123"}"#),
     attack(
         "C-05",
         "becoming another user",
@@ -56,7 +56,8 @@ def attempt(uid):
     return tried(os.setresuid, uid, uid, uid)
 print(same(attempt(uid) for uid in (1, 1000, 65534, 65535)), same(attempt(uid) for uid in (65536, 70000)),
       tried(os.setgroups, [1]), tried(os.setresgid, 1, 1, 1))"#,
-        &["EPERM EINVAL EPERM EPERM"],
+        // Without root there are fewer ids.
+        &["EPERM EINVAL EPERM EPERM", "EPERM EINVAL EINVAL EPERM EPERM"],
     ),
     attack(
         "C-08",

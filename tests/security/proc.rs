@@ -4,7 +4,7 @@ use support::{Daemon, Registry, json};
 
 use crate::attack::{Attack, attack, repel, repel_on};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "P-01",
         "writing the kernel's settings",

@@ -7,7 +7,7 @@ use support::{Daemon, json};
 
 use crate::attack::{Attack, Manner, attack, repel};
 
-const ATTACKS: &[Attack] = &[
+pub(crate) const ATTACKS: &[Attack] = &[
     attack(
         "S-01",
         "killing PID 1 with every signal, and everybody",

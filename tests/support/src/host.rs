@@ -31,7 +31,11 @@ struct Sight(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Host {
     pub fn observe(daemon: &Daemon) -> Self {
-        let (server, launcher, data_dir) = (daemon.pid(), daemon.launcher_pid(), daemon.data_dir());
+        Self::of(daemon.pid(), daemon.launcher_pid(), daemon.data_dir())
+    }
+
+    /// The same of a service that was started in some other way.
+    pub fn of(server: i32, launcher: i32, data_dir: PathBuf) -> Self {
         // What an earlier run has still to clean up is none of what is there for good.
         let before = within(SETTLES_WITHIN, "a quiet moment", || {
             let sight = Sight::now(server, launcher, &data_dir);

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use base64::Engine;
 
@@ -22,6 +23,10 @@ pub enum Lie {
     Truncate(usize),
     /// Change one byte in the middle of the body.
     Corrupt,
+    /// A body in chunks that never ends, of an image's compressed bytes as far as anybody can tell.
+    Endless,
+    /// Send the body a byte at a time, with a pause in between.
+    Drip(Duration),
     /// Send this many bytes of the body and then nothing more, without hanging up, until the liar is dropped.
     Stall(usize),
 }
@@ -187,9 +192,20 @@ impl State {
         if let Lie::Say(status, headers, body) = lie {
             return send(stream, &Response { status, headers, body }, usize::MAX);
         }
+        if let Lie::Endless = lie {
+            return send_without_end(stream);
+        }
         let mut truth = request.try_send()?;
         match lie {
-            Lie::Truth | Lie::Say(..) => send(stream, &truth, usize::MAX),
+            Lie::Truth | Lie::Say(..) | Lie::Endless => send(stream, &truth, usize::MAX),
+            Lie::Drip(pause) => {
+                send(stream, &truth, 0)?;
+                for byte in &truth.body {
+                    (&*stream).write_all(&[*byte])?;
+                    std::thread::sleep(pause);
+                }
+                Ok(())
+            }
             Lie::Truncate(bytes) => send(stream, &truth, bytes),
             Lie::Corrupt => {
                 let middle = truth.body.len() / 2;
@@ -224,9 +240,19 @@ fn send(mut stream: &TcpStream, response: &Response, most: usize) -> std::io::Re
     stream.flush()
 }
 
+/// Until the client has had enough.
+fn send_without_end(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    let mut chunk = b"10000\r\n".to_vec();
+    chunk.resize(chunk.len() + 0x10000, b'x');
+    chunk.extend_from_slice(b"\r\n");
+    loop {
+        stream.write_all(&chunk)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod liar;
 pub mod registry;
 pub mod stock;
+pub mod user;
 
 pub mod guest;
 pub mod host;
@@ -35,6 +36,7 @@ pub use process::Process;
 pub use registry::Registry;
 pub use service::Service;
 pub use skip::skip;
+pub use user::User;
 pub use wait::{until, within};
 
 pub use serde_json::{Value, json};

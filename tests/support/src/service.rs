@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::host::{self, Host};
 use crate::{Process, Request, Response, Value, within};
 
 /// Dropping it stops it as an operator would.
@@ -22,6 +23,20 @@ impl Service {
             line.strip_prefix("listening on http://")?.parse().ok()
         });
         Self { process, address }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What of it can be seen on the host now, to be compared later; its data is in `data_dir`.
+    #[track_caller]
+    pub fn host(&self, data_dir: PathBuf) -> Host {
+        let server = self.pid();
+        let launcher = within(Duration::from_secs(5), "a launcher below the server", || {
+            host::children(server).first().copied()
+        });
+        Host::of(server, launcher, data_dir)
     }
 
     #[track_caller]
