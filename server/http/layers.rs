@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -137,17 +138,26 @@ async fn check_size(request: Request, next: Next) -> Response {
 
 /// Keeps other web pages from running code here through somebody's browser.
 async fn check_caller(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match caller_problem(request.headers(), &app.config.allowed_hosts, &app.config.allowed_origins) {
+    let target = request.uri().authority().map(Authority::as_str);
+    let config = &app.config;
+    match caller_problem(target, request.headers(), &config.allowed_hosts, &config.allowed_origins) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     }
 }
 
-fn caller_problem(headers: &HeaderMap, hosts: &[String], origins: &[String]) -> Option<Problem> {
+/// `target` is the authority of a first line that has one.
+fn caller_problem(
+    target: Option<&str>,
+    headers: &HeaderMap,
+    hosts: &[String],
+    origins: &[String],
+) -> Option<Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    // HTTP/1.0 has none; a browser always sends one.
+    // HTTP/1.0 has none; a browser always sends one. Of several, each must be known.
     let host = text(header::HOST);
-    if host.is_some_and(|host| !known_host(host, hosts)) {
+    let named = headers.get_all(header::HOST).iter().map(|value| value.to_str().unwrap_or("?"));
+    if named.chain(target).any(|host| !known_host(host, hosts)) {
         let detail =
             "the server does not answer to the name in `Host`; an operator can list it in `allowed_hosts`";
         return Some(problem::UNKNOWN_HOST.detail(detail));
@@ -263,7 +273,7 @@ mod tests {
             (&[("host", "localhost"), ("sec-fetch-site", "same-origin")], None),
             (&[("host", "localhost"), ("sec-fetch-site", "none")], None),
         ] {
-            let problem = caller_problem(&headers(lines), &hosts, &origins);
+            let problem = caller_problem(None, &headers(lines), &hosts, &origins);
             assert_eq!(problem.map(|problem| problem.kind.name), expected, "{lines:?}");
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! One file a category. The ids are stable: decisions, documents and the wall-removal check name them.
 
+mod api;
 mod attack;
 
 mod cross_run;
