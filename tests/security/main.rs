@@ -5,6 +5,7 @@
 
 mod attack;
 
+mod api;
 mod filesystem;
 mod ipc;
 mod kernel;
