@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -137,17 +138,25 @@ async fn check_size(request: Request, next: Next) -> Response {
 
 /// Keeps other web pages from running code here through somebody's browser.
 async fn check_caller(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match caller_problem(request.headers(), &app.config.allowed_hosts, &app.config.allowed_origins) {
+    let named = request.uri().authority().map(Authority::as_str);
+    match caller_problem(named, request.headers(), &app.config.allowed_hosts, &app.config.allowed_origins) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     }
 }
 
-fn caller_problem(headers: &HeaderMap, hosts: &[String], origins: &[String]) -> Option<Problem> {
+/// `named` is the host in the request line, where there is one: it then counts, and the header does not.
+fn caller_problem(
+    named: Option<&str>,
+    headers: &HeaderMap,
+    hosts: &[String],
+    origins: &[String],
+) -> Option<Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    // HTTP/1.0 has none; a browser always sends one.
-    let host = text(header::HOST);
-    if host.is_some_and(|host| !known_host(host, hosts)) {
+    // HTTP/1.0 has none; a browser always sends one. Of two, each reader would believe another.
+    let host = named.or_else(|| text(header::HOST));
+    let ambiguous = headers.get_all(header::HOST).iter().count() > 1;
+    if ambiguous || host.is_some_and(|host| !known_host(host, hosts)) {
         let detail =
             "the server does not answer to the name in `Host`; an operator can list it in `allowed_hosts`";
         return Some(problem::UNKNOWN_HOST.detail(detail));
@@ -263,8 +272,25 @@ mod tests {
             (&[("host", "localhost"), ("sec-fetch-site", "same-origin")], None),
             (&[("host", "localhost"), ("sec-fetch-site", "none")], None),
         ] {
-            let problem = caller_problem(&headers(lines), &hosts, &origins);
+            let problem = caller_problem(None, &headers(lines), &hosts, &origins);
             assert_eq!(problem.map(|problem| problem.kind.name), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_names_its_host_once() {
+        let mut twice = headers(&[("host", "localhost")]);
+        twice.append(header::HOST, HeaderValue::from_static("localhost"));
+        let once = headers(&[("host", "localhost")]);
+        for (named, headers, ok) in [
+            (None, &once, true),
+            (None, &twice, false),
+            (Some("127.0.0.1:80"), &once, true),
+            (Some("evil.example"), &once, false),
+            (Some("localhost@evil.example"), &once, false),
+        ] {
+            let problem = caller_problem(named, headers, &[], &[]);
+            assert_eq!(problem.is_none(), ok, "{named:?} {headers:?}");
         }
     }
 

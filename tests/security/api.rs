@@ -9,10 +9,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit};
 use support::{Builder, Daemon, Host, Request, Response, Value, json};
 
 mod egress;
+mod wire;
 
 /// A service, and what it looked like before it was attacked.
 struct Target {
@@ -110,9 +110,6 @@ impl Target {
 fn ordinary() -> Value {
     json!({ "image": "host", "cmd": "true" })
 }
-
-/// `POST /runs` on the wire, up to where its own headers begin.
-const POST: &str = "POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
 
 #[test]
 fn what_names_no_image_is_refused_with_the_reason() {
@@ -235,84 +232,235 @@ fn serde_json(text: &Value) -> Value {
 }
 
 #[test]
-fn bodies_that_are_huge_endless_packed_or_ambiguous_are_refused_fast() {
+fn a_web_page_can_neither_reach_the_service_by_a_name_of_its_own_nor_ask_through_a_browser() {
     let target = Target::start(Daemon::builder());
-    let before = target.memory_bytes();
-    let asked = Instant::now();
-    let gib = "Content-Length: 1073741824\r\n";
-    for (id, heads) in [("announced", ""), ("expected", "Expect: 100-continue\r\n")] {
-        let (answers, text) =
-            target.raw(&format!("A-07 {id}"), &[format!("{POST}{gib}{heads}\r\n").as_bytes()]);
-        assert!(answers == 1 && text.starts_with("HTTP/1.1 413"), "A-07 {id}: {text}");
-    }
-    // It never ends, and is hung up on once it is longer than any body may be.
-    let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, " ".repeat(1 << 20));
-    let mut parts = vec![chunk.as_bytes(); 200];
-    let head = format!("{POST}Transfer-Encoding: chunked\r\n\r\n");
-    parts.insert(0, head.as_bytes());
-    let (_, text) = target.raw("A-07 endless", &parts);
-    assert!(text.is_empty() || text.starts_with("HTTP/1.1 413"), "A-07 endless: {text}");
-    let deep =
-        [r#"{"image":"host","cmd":"true","x":"#, &"[".repeat(100_000), &"]".repeat(100_000), "}"].concat();
-    let objects = format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
-    let values = format!("[{}0]", "0,".repeat(1_000_000));
-    for (id, headers, body, status) in [
-        ("deep arrays", "", deep.as_bytes(), 400),
-        ("deep objects", "", objects.as_bytes(), 400),
-        ("open arrays", "", "[".repeat(5_000_000).as_bytes(), 400),
-        ("many values", "", values.as_bytes(), 422),
-        ("a key twice", "", br#"{"image":"host","cmd":"true","cmd":"id"}"#, 400),
-        ("a key twice, written otherwise", "", br#"{"image":"host","cmd":"true","c\u006dd":"id"}"#, 400),
-        ("a mark", "", "\u{feff}{}".as_bytes(), 400),
-        ("UTF-16", "", b"{\0\"\0i\0\"\0", 400),
-        ("not UTF-8", "", b"{\"image\":\"\xff\"}", 400),
-        ("half a surrogate", "", br#"{"image":"\ud800"}"#, 400),
-        ("two values", "", b"{} {}", 400),
-        ("a number beyond all", "", br#"{"image":"host","cmd":"true","priority":1e999}"#, 422),
-        ("gzip", "Content-Encoding: gzip\r\n", b"\x1f\x8b\x08", 415),
-        ("gzip under identity", "Content-Encoding: identity, gzip\r\n", b"{}", 415),
-        ("a form", "Content-Type: multipart/form-data; boundary=x\r\n", b"--x--", 415),
-        ("XML", "Content-Type: text/xml\r\n", b"<!DOCTYPE x SYSTEM 'file:///etc/passwd'>", 415),
-        ("a type without words", "Content-Type: \r\n", b"{}", 415),
+    let request = |method: &str| target.daemon.request(method, "/runs");
+    for host in [
+        "evil.test",
+        "evil.test:80",
+        "127.0.0.1.evil.test",
+        "localhost.evil.test",
+        "evil.test:127.0.0.1",
+        "127.0.0.1@evil.test",
+        "localhost, evil.test",
+        "localhost evil.test",
+        "",
+        "[::1",
+        "0x7f.1.evil.test",
     ] {
-        let id = format!("A-07 {id}");
-        let type_of = if headers.contains("Type") { "" } else { "Content-Type: application/json\r\n" };
-        let head =
-            format!("POST /runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{type_of}{headers}");
-        let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
-        let (answers, text) = target.raw(&id, &[head.as_bytes(), body]);
-        assert!(answers == 1 && text.starts_with(&format!("HTTP/1.1 {status} ")), "{id}: {text}");
+        let id = format!("A-09 Host: {host}");
+        let response = target.ask(&id, request("GET").header("Host", host));
+        assert!([400, 403].contains(&response.status), "{id}: {} {}", response.status, response.text());
     }
-    let took = asked.elapsed();
-    assert!(took < Duration::from_secs(15), "A-07: took {took:?}");
-    let grown = target.memory_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "A-07: the service has grown by {grown} bytes");
-    target.stands("A-07");
+    for second in ["localhost", "evil.test"] {
+        let id = format!("A-09 two hosts, {second} last");
+        let first = if second == "localhost" { "evil.test" } else { "localhost" };
+        let response = target.ask(&id, request("GET").header("Host", first).header("Host", second));
+        assert!([400, 403].contains(&response.status), "{id}: {} {}", response.status, response.text());
+    }
+    for (name, value) in [
+        ("Origin", "https://evil.test"),
+        ("Origin", "null"),
+        ("Origin", "http://localhost:1"),
+        ("Sec-Fetch-Site", "cross-site"),
+    ] {
+        let id = format!("A-09 {name}: {value}");
+        for method in ["GET", "POST", "OPTIONS"] {
+            let asked = request(method).header(name, value).body(ordinary().to_string());
+            let response = target.ask(&id, asked.header("Access-Control-Request-Method", "POST"));
+            assert_eq!(response.status, 403, "{id}: {}", response.text());
+            assert!(response.headers.iter().all(|(name, _)| !name.starts_with("access-control")), "{id}");
+        }
+    }
+    // A GET stays a GET, whatever its headers, its parameters or its body say.
+    for (path, header) in [
+        ("/runs", "X-HTTP-Method-Override"),
+        ("/runs", "X-HTTP-Method"),
+        ("/runs", "X-Method-Override"),
+        ("/runs?_method=POST", "X-Nothing"),
+    ] {
+        let asked = target.daemon.request("GET", path).header(header, "POST").body(ordinary().to_string());
+        let response = target.ask("A-09", asked);
+        assert!([200, 422].contains(&response.status), "A-09 {header}: {}", response.text());
+        assert!(response.json()["outcome"].is_null(), "A-09 {header} has run something: {}", response.text());
+    }
+    // Without keys there are no principals: a token is neither asked for nor looked at. What a wrong or an
+    // expired one is answered, and in what time, can be tested when there are keys.
+    for (path, token) in
+        [("/runs", "Bearer wrong"), ("/runs", "Basic !"), ("/runs?access_token=x", "Bearer x")]
+    {
+        let asked = target.daemon.request("POST", path).header("Authorization", token).json(&ordinary());
+        let response = target.ask("A-09", asked);
+        assert!([200, 422].contains(&response.status), "A-09 {path} {token}: {}", response.text());
+    }
+    target.stands("A-09");
 }
 
 #[test]
-fn clients_that_are_slow_or_say_nothing_keep_nobody_else_waiting() {
+fn nobody_gets_privileges_by_asking_for_them() {
     let target = Target::start(Daemon::builder());
-    // Other tests of this program need descriptors as well.
-    let files = getrlimit(Resource::RLIMIT_NOFILE).expect("ask for the limit").0;
-    let most = usize::try_from(files / 2).unwrap_or(usize::MAX).min(1000);
-    let begun = |text: &str| {
-        let mut stream = target.connect();
-        stream.write_all(text.as_bytes()).expect("send");
-        stream
-    };
-    let idle: Vec<_> = (0..most).map(|_| begun("")).collect();
-    target.serves("A-08 idle");
-    let headers: Vec<_> =
-        (0..20).map(|_| begun("GET /runs HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")).collect();
-    target.serves("A-08 slow headers");
-    // Each announces as much as a body may hold, and together they announce more than all bodies may.
-    let large = format!("{POST}Content-Length: 33554432\r\n\r\n{{");
-    let bodies: Vec<_> = (0..20).map(|_| begun(&large)).collect();
-    target.serves("A-08 slow bodies");
-    let chunked = format!("{POST}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n");
-    let chunks: Vec<_> = (0..20).map(|_| begun(&chunked)).collect();
-    target.serves("A-08 slow chunks");
-    drop((idle, headers, bodies, chunks));
-    target.stands("A-08");
+    for (field, value) in [
+        ("mounts", json!(["/:/host"])),
+        ("volumes", json!({ "/": "/host" })),
+        ("binds", json!(["/etc:/etc"])),
+        ("devices", json!(["/dev/kvm"])),
+        ("privileged", json!(true)),
+        ("Privileged", json!(true)),
+        ("caps", json!(["CAP_SYS_ADMIN"])),
+        ("cap_add", json!(["ALL"])),
+        ("security_opt", json!(["seccomp=unconfined"])),
+        ("seccomp", json!("unconfined")),
+        ("network", json!("host")),
+        ("network", json!("bridge")),
+        ("network", json!("container:1")),
+        ("pid", json!("host")),
+        ("ipc", json!("host")),
+        ("userns", json!("host")),
+        ("cgroup_parent", json!("/")),
+        ("runtime", json!("runc")),
+        ("hooks", json!({ "prestart": [{ "path": "/bin/sh" }] })),
+        ("sysctls", json!({ "kernel.core_pattern": "|/x" })),
+        ("credentials", json!({ "user": "x" })),
+        ("launcher", json!("/bin/sh")),
+        ("data_dir", json!("/")),
+        ("__proto__", json!({ "privileged": true })),
+        ("profile", json!("compat")),
+        ("profile", json!("none")),
+        ("user", json!("4294967295")),
+        ("workdir", json!("../../etc")),
+        ("limits/memory_bytes", json!(1_u64 << 62)),
+        ("limits/memory_bytes", json!(-1)),
+        ("limits/wall_time_ms", json!(0)),
+        ("limits/processes", json!(10_000_000)),
+        ("limits/cpus", json!(1e9)),
+        ("limits/unlimited", json!(true)),
+        ("files/0/mode", json!("4755")),
+        ("files/0/owner", json!("0:0")),
+        ("files/0/symlink", json!("/etc/passwd")),
+    ] {
+        let id = format!("A-10 {field}: {value}");
+        let mut body = json!({
+            "image": "host", "cmd": "true", "limits": {}, "files": [{ "path": "x", "text": "" }],
+        });
+        match field.split('/').collect::<Vec<_>>()[..] {
+            ["limits", name] => body["limits"][name] = value,
+            ["files", _, name] => body["files"][0][name] = value,
+            _ => body[field] = value,
+        }
+        let response = target.post(&id, "/runs", &body);
+        assert_eq!(response.status, 422, "{id}: {}", response.text());
+        let problem = response.problem(422, "invalid-request");
+        assert_eq!(problem["errors"][0]["pointer"], format!("/{field}"), "{id}: {problem:#}");
+    }
+    for query in ["?privileged=true", "?network=host"] {
+        let id = format!("A-10 {query}");
+        let response = target.ask(&id, target.daemon.request("GET", &format!("/runs{query}")));
+        response.problem(422, "invalid-request");
+    }
+    target.stands("A-10");
+}
+
+#[test]
+fn paths_lead_nowhere_but_to_calls() {
+    let target = Target::start(Daemon::builder());
+    let deep = format!("/runs/{}etc/passwd", "%2e%2e%2f".repeat(20));
+    for path in [
+        "/runs/../admin",
+        "/runs/%2e%2e%2fadmin",
+        "/runs/%2e%2e/%2e%2e/etc/passwd",
+        "/runs/..%2f..%2fetc%2fpasswd",
+        "/runs/..%5c..%5cetc",
+        "/runs/%252e%252e%252f",
+        "/runs/%c0%ae%c0%ae%c0%af",
+        "/runs/%00",
+        "/runs/%0d%0aX:%20y",
+        "/runs/%ff",
+        "/runs/..;/admin",
+        "/runs/0193a5b0-0000-7000-8000-000000000000%00.json",
+        "/runs/0193a5b0-0000-7000-8000-000000000000/../../metrics",
+        &deep,
+        "/images/../../etc/passwd",
+        "/images/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/images//etc/passwd",
+        "/images/file:///etc/passwd",
+        "/problems/../../etc/passwd",
+        "/problems/%2e%2e%2fconfig",
+        "/docs/../../etc/passwd",
+        "/docs/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/docs/..%5c..%5cetc",
+        "//etc/passwd",
+        "//runs",
+        "/admin",
+        "/debug/pprof/",
+        "/.git/config",
+        "/.env",
+    ] {
+        for method in ["GET", "DELETE"] {
+            let id = format!("A-11 {method} {path}");
+            let response = target.ask(&id, target.daemon.request(method, path));
+            let refused = response.status == 404 || method == "DELETE" && response.status == 405;
+            assert!(refused, "{id}: {} {}", response.status, response.text());
+            assert!(!response.text().contains("root:"), "{id}: {}", response.text());
+            assert!(response.header("x").is_none(), "{id}: a header of the attacker's");
+        }
+    }
+    target.stands("A-11");
+}
+
+#[test]
+fn one_client_fills_the_queue_and_no_more() {
+    let target = Target::start(Daemon::builder().flag("--slots", 1).flag("--queue-capacity", 50));
+    let sleeper = json!({ "image": "host", "cmd": "sleep", "args": ["60"] });
+    let mut ids = Vec::new();
+    for _ in 0..400 {
+        let asked = target.daemon.request("POST", "/runs").header("Prefer", "respond-async").json(&sleeper);
+        let response = target.ask("A-12", asked);
+        if response.status == 202 {
+            ids.push(response.json()["id"].as_str().expect("an id").to_owned());
+            continue;
+        }
+        let pause = response.header("retry-after").and_then(|text| text.parse::<u64>().ok());
+        assert!(pause.is_some_and(|seconds| (1..=3600).contains(&seconds)), "A-12: {response:?}");
+        response.problem(429, "queue-full");
+    }
+    assert!((50..=51).contains(&ids.len()), "A-12: {} were taken", ids.len());
+    // What needs no slot is answered all the same. That another principal is still served can be tested
+    // when there are principals.
+    for path in ["/healthz", "/readyz", "/metrics", "/info"] {
+        assert_eq!(target.ask("A-12", target.daemon.request("GET", path)).status, 200, "A-12 {path}");
+    }
+    for id in ids.iter().rev() {
+        let run = target.ask("A-12", target.daemon.request("DELETE", &format!("/runs/{id}"))).expect(200);
+        assert_eq!(run["outcome"], "cancelled", "A-12: {run:#}");
+    }
+    target.stands("A-12");
+}
+
+#[test]
+fn what_anybody_may_read_tells_nothing_of_the_machine() {
+    let target = Target::start(Daemon::builder());
+    let missing =
+        json!({ "image": "host", "cmd": "/nonexistent", "workdir": "/proc/self", "user": "nobody-here" });
+    target.post("A-15", "/runs", &missing);
+    for path in
+        ["/healthz", "/readyz", "/metrics", "/info", "/openapi.json", "/docs", "/docs/", "/images", "/runs"]
+    {
+        let response = target.ask(&format!("A-15 {path}"), target.daemon.request("GET", path));
+        assert!(response.status < 400, "A-15 {path}: {}", response.text());
+        assert!(
+            response.header("server").is_none() && response.header("x-powered-by").is_none(),
+            "A-15 {path}"
+        );
+    }
+    // Metrics name no run, no image and nothing that a client has said.
+    let run = target.post(
+        "A-15",
+        "/runs",
+        &json!({ "image": "host", "cmd": "true", "labels": { "k": "tell-tale" } }),
+    );
+    let id = run.json()["id"].as_str().expect("an id").to_owned();
+    target.ask("A-15", target.daemon.request("GET", "/tell-tale").header("X-Request-Id", "tell-tale"));
+    let metrics = target.daemon.get("/metrics").text();
+    assert!(!metrics.contains("tell-tale") && !metrics.contains(&id), "A-15: {metrics}");
+    target.stands("A-15");
 }
