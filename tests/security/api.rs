@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::{Builder, Daemon, Host, Request, Response, Value, json};
+use support::{Builder, Daemon, Host, Image, Registry, Request, Response, Value, json};
 
 mod egress;
 mod wire;
@@ -452,6 +452,13 @@ fn what_anybody_may_read_tells_nothing_of_the_machine() {
             "A-15 {path}"
         );
     }
+    // What fails on our side is told with its name; where on the disk it failed is for the log.
+    let registry = Registry::empty();
+    registry.push("busybox", "latest", &Image::busybox());
+    let broken = Target::start(Daemon::builder().registry(&registry));
+    std::fs::remove_dir_all(broken.daemon.data_dir().join("layers")).expect("lose the layers");
+    let response = broken.post("A-15", "/images", &json!({ "image": registry.image("busybox") }));
+    assert!(!response.problem(500, "store-failed")["detail"].to_string().contains('/'), "{response:?}");
     // Metrics name no run, no image and nothing that a client has said.
     let run = target.post(
         "A-15",
