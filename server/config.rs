@@ -66,6 +66,8 @@ config! {
     body_timeout_ms: u64 = 30_000;
     /// How long a client may take to send the headers, in milliseconds
     header_timeout_ms: u64 = 10_000;
+    /// How long a client may take nothing of its answer, in milliseconds
+    answer_timeout_ms: u64 = 60_000;
     /// How many connections are open at once
     connections_max: usize = 4096;
     /// The longest that a request may ask to wait with `Prefer: wait=N`, in seconds

@@ -54,6 +54,7 @@ pub async fn serve(
     let bounds = Bounds {
         connections_max: app.config.connections_max,
         header_timeout: Duration::from_millis(app.config.header_timeout_ms),
+        answer_timeout: Duration::from_millis(app.config.answer_timeout_ms),
     };
     let mut stop = StopSignal::listen()?;
     let closing = CancellationToken::new();

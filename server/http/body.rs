@@ -13,11 +13,15 @@ use tokio::time::timeout;
 use super::problem::{self, Problem};
 use super::{App, json};
 
-/// A body that is JSON, with the share of memory that it holds until it is dropped.
+/// Bodies up to this size need no share of the memory for bodies: their number is bounded by that of the
+/// connections. Else a few clients who announce much and send little would keep everybody waiting.
+const SMALL_BYTES: usize = 64 * 1024;
+
+/// A body that is JSON, with the share of memory that it holds until it is dropped. A small one has none.
 #[derive(Debug)]
 pub struct JsonBody {
     pub value: Value,
-    pub share: OwnedSemaphorePermit,
+    pub share: Option<OwnedSemaphorePermit>,
 }
 
 /// How much may be read, and in what time.
@@ -40,23 +44,25 @@ impl FromRequest<Arc<App>> for JsonBody {
         if most > limits.bytes_max {
             return Err(too_large(limits));
         }
-        let reading = async {
-            let permits = u32::try_from(most).unwrap_or(u32::MAX);
-            let share = Arc::clone(&limits.memory).acquire_many_owned(permits).await;
-            let share = share.map_err(|_| problem::DRAINING.problem())?;
-            read(request, most, limits).await.map(|bytes| (bytes, share))
-        };
+        let reading = read(request, most, limits);
         let (bytes, mut share) =
             timeout(limits.time_max, reading).await.map_err(|_| problem::BODY_TIMEOUT.problem())??;
-        // What was set aside and not needed goes back.
-        drop(share.split(share.num_permits().saturating_sub(bytes.len())));
+        if let Some(share) = &mut share {
+            // What was set aside and not needed goes back.
+            drop(share.split(share.num_permits().saturating_sub(bytes.len())));
+        }
         Ok(Self { value: json::parse(&bytes)?, share })
     }
 }
 
-async fn read(request: Request, most: usize, limits: &BodyLimits) -> Result<Vec<u8>, Problem> {
+async fn read(
+    request: Request,
+    most: usize,
+    limits: &BodyLimits,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Problem> {
     let mut body = Limited::new(request.into_body(), most);
     let mut bytes = Vec::new();
+    let mut share = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             if error.is::<LengthLimitError>() {
@@ -65,11 +71,16 @@ async fn read(request: Request, most: usize, limits: &BodyLimits) -> Result<Vec<
                 problem::NOT_JSON.detail("the body ended before it was complete")
             }
         })?;
-        if let Some(data) = frame.data_ref() {
-            bytes.extend_from_slice(data);
+        let Some(data) = frame.data_ref() else { continue };
+        if share.is_none() && bytes.len() + data.len() > SMALL_BYTES {
+            // All of it at once: bodies that each wait for the rest of their share would wait for ever.
+            let permits = u32::try_from(most).unwrap_or(u32::MAX);
+            let taken = Arc::clone(&limits.memory).acquire_many_owned(permits).await;
+            share = Some(taken.map_err(|_| problem::DRAINING.problem())?);
         }
+        bytes.extend_from_slice(data);
     }
-    Ok(bytes)
+    Ok((bytes, share))
 }
 
 fn too_large(limits: &BodyLimits) -> Problem {

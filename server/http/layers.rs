@@ -138,26 +138,25 @@ async fn check_size(request: Request, next: Next) -> Response {
 
 /// Keeps other web pages from running code here through somebody's browser.
 async fn check_caller(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let target = request.uri().authority().map(Authority::as_str);
-    let config = &app.config;
-    match caller_problem(target, request.headers(), &config.allowed_hosts, &config.allowed_origins) {
+    let named = request.uri().authority().map(Authority::as_str);
+    match caller_problem(named, request.headers(), &app.config.allowed_hosts, &app.config.allowed_origins) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     }
 }
 
-/// `target` is the authority of a first line that has one.
+/// `named` is the host in the request line, where there is one: it then counts, and the header does not.
 fn caller_problem(
-    target: Option<&str>,
+    named: Option<&str>,
     headers: &HeaderMap,
     hosts: &[String],
     origins: &[String],
 ) -> Option<Problem> {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    // HTTP/1.0 has none; a browser always sends one. Of several, each must be known.
-    let host = text(header::HOST);
-    let named = headers.get_all(header::HOST).iter().map(|value| value.to_str().unwrap_or("?"));
-    if named.chain(target).any(|host| !known_host(host, hosts)) {
+    // HTTP/1.0 has none; a browser always sends one. Of two, each reader would believe another.
+    let host = named.or_else(|| text(header::HOST));
+    let ambiguous = headers.get_all(header::HOST).iter().count() > 1;
+    if ambiguous || host.is_some_and(|host| !known_host(host, hosts)) {
         let detail =
             "the server does not answer to the name in `Host`; an operator can list it in `allowed_hosts`";
         return Some(problem::UNKNOWN_HOST.detail(detail));
@@ -275,6 +274,23 @@ mod tests {
         ] {
             let problem = caller_problem(None, &headers(lines), &hosts, &origins);
             assert_eq!(problem.map(|problem| problem.kind.name), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_names_its_host_once() {
+        let mut twice = headers(&[("host", "localhost")]);
+        twice.append(header::HOST, HeaderValue::from_static("localhost"));
+        let once = headers(&[("host", "localhost")]);
+        for (named, headers, ok) in [
+            (None, &once, true),
+            (None, &twice, false),
+            (Some("127.0.0.1:80"), &once, true),
+            (Some("evil.example"), &once, false),
+            (Some("localhost@evil.example"), &once, false),
+        ] {
+            let problem = caller_problem(named, headers, &[], &[]);
+            assert_eq!(problem.is_none(), ok, "{named:?} {headers:?}");
         }
     }
 

@@ -17,6 +17,7 @@ pub mod create_run;
 pub mod docs;
 pub mod errors;
 pub mod fields;
+mod impatient;
 pub mod json;
 pub mod prefer;
 pub mod problem;

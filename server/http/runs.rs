@@ -20,6 +20,10 @@ use super::reply::{self, OutcomeName, RunReply};
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 500;
 
+/// A page ends early where its runs' outputs are larger than this together: the reply holds a copy of them,
+/// up to six times as long where every byte has to be escaped.
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// Runs one command in a fresh sandbox and answers when it has ended.
 ///
 /// Whatever the program did, a run that took place is `200`. With `Prefer: respond-async` the reply is
@@ -136,7 +140,8 @@ pub struct RunListReply<'a> {
            ("image" = Option<String>, Query, description = "Only runs of this image"),
            ("label" = Option<String>, Query, description = "Only runs with this label, as `key:value`"),
            ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
-           ("limit" = Option<usize>, Query, minimum = 1, maximum = 500, description = "50 if absent")),
+           ("limit" = Option<usize>, Query, minimum = 1, maximum = 500,
+            description = "50 if absent. A page has fewer runs where their outputs are large; `next_cursor` tells")),
     responses((status = 200, description = "Runs", body = RunListReply),
               (status = 422, description = "A parameter is bad", body = Document,
                content_type = "application/problem+json")))]
@@ -146,10 +151,21 @@ pub async fn list(State(app): State<Arc<App>>, mut query: Parameters) -> Result<
     query.finish()?;
     // One more than asked for tells whether there is another page.
     let mut runs = app.engine.list(limit + 1, |run| filter.matches(run));
-    let next_cursor = (runs.len() > limit).then(|| runs.truncate(limit)).and_then(|()| runs.last());
+    let most = limit.min(fitting(&runs));
+    let next_cursor = (runs.len() > most).then(|| runs.truncate(most)).and_then(|()| runs.last());
     let next_cursor = next_cursor.map(|run| run.id.to_string());
     let runs = runs.iter().map(|run| RunReply::from(&**run)).collect();
     Ok(Json(RunListReply { runs, next_cursor }).into_response())
+}
+
+/// How many of these runs one page can hold: at least one, or there would be no way past it.
+fn fitting(runs: &[Arc<Run>]) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |run: &&Arc<Run>| {
+        bytes += run.stdout.bytes.len() + run.stderr.bytes.len();
+        bytes <= PAGE_BYTES_MAX
+    };
+    runs.iter().take_while(fits).count().max(1)
 }
 
 /// What `GET /runs` was asked to leave out.

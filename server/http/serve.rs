@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::impatient::Impatient;
 use crate::config::Listen;
 
 /// How long connections may take to finish what they are saying once the server stops.
@@ -79,6 +80,8 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 pub struct Bounds {
     pub connections_max: usize,
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub answer_timeout: Duration,
 }
 
 /// Either kind of socket, once the runtime watches it.
@@ -160,6 +163,7 @@ fn talk<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let stream = Impatient::new(stream, bounds.answer_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.header_timeout)
