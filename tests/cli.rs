@@ -205,6 +205,9 @@ fn doctor_names_every_wall_and_the_oldest_kernel() {
     ] {
         assert!(text.contains(word), "{word} is not in:\n{text}");
     }
+    if done.code() == Some(0) {
+        assert!(text.contains("a run that tried the walls from inside found them standing"), "{text}");
+    }
     // A service that runs is no reason to be ill.
     let daemon = Daemon::builder().host_image().start();
     let mut beside = Command::new(sandglass());

@@ -2,11 +2,15 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use engine::SandboxLauncher;
+use sandbox::client::Launcher;
 use sandbox::protocol::{Hello, WallState};
 
 use super::flags::ConfigFlags;
-use super::local;
+use super::{advice, local};
+use crate::selftest::{self, Canary};
 use crate::{posture, privilege, rootless};
 
 #[derive(Debug, clap::Args)]
@@ -22,20 +26,26 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     println!("version   {}", env!("CARGO_PKG_VERSION"));
     println!("data      {}", config.data_dir.display());
     println!("launcher  {}", config.launcher.display());
-    let start = || -> anyhow::Result<Hello> {
+    let start = || -> anyhow::Result<(Arc<Launcher>, Hello)> {
         rootless::enter()?;
         privilege::prepare_folders(&config, None)?;
-        Ok(posture::start_launcher(&config)?.1)
+        posture::start_launcher(&config)
     };
-    let hello = match start() {
-        Ok(hello) => hello,
+    let (launcher, hello) = match start() {
+        Ok(started) => started,
         Err(error) => {
             println!("\nno run can be started here: {error:#}");
             return Ok(ExitCode::FAILURE);
         }
     };
     show(&hello);
+    advise(&hello);
     if let Err(error) = posture::check(&hello, &[]) {
+        println!("\n{error:#}");
+        return Ok(ExitCode::FAILURE);
+    }
+    // What stands from outside is a promise; from inside it is seen.
+    if let Err(error) = Canary::read(&config.launcher).and_then(|canary| fly(canary, &hello, launcher)) {
         println!("\n{error:#}");
         return Ok(ExitCode::FAILURE);
     }
@@ -44,8 +54,28 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         1 => "no wall is missing, one is weaker than it could be".to_owned(),
         weaker => format!("no wall is missing, {weaker} are weaker than they could be"),
     };
-    println!("\n{walls}; every limit can be enforced");
+    println!(
+        "\n{walls}; every limit can be enforced; a run that tried the walls from inside found them standing"
+    );
     Ok(ExitCode::SUCCESS)
+}
+
+fn fly(canary: Canary, hello: &Hello, launcher: Arc<Launcher>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let launcher: Arc<dyn engine::Launcher> = Arc::new(SandboxLauncher::new(launcher)?);
+        selftest::check(canary, hello, &launcher).await
+    })
+}
+
+/// What could be better about the kernel, whether or not a wall depends on it.
+fn advise(hello: &Hello) {
+    for line in advice::holes(&hello.kernel) {
+        println!("hole    this kernel may have {line}");
+    }
+    for line in advice::settings() {
+        println!("advice  {line}");
+    }
 }
 
 fn show(hello: &Hello) {

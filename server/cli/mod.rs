@@ -9,6 +9,7 @@ pub mod pull;
 pub mod run;
 pub mod serve;
 
+mod advice;
 mod local;
 mod passthrough;
 mod run_spec;

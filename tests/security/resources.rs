@@ -23,13 +23,13 @@ for _ in range(30):
         held = bytearray(8 << 20)
         for at in range(0, len(held), 4096):
             held[at] = 1
-        time.sleep(60)
-time.sleep(60)"#,
+        time.sleep(110)
+time.sleep(110)"#,
         &[""],
     )
     .ends(&["memory_limit"])
     .within_ms(10_000.0)
-    .with(r#"{"limits": {"memory_bytes": 134217728, "wall_time_ms": 20000, "cpu_time_ms": 60000}}"#),
+    .with(r#"{"limits": {"memory_bytes": 134217728, "wall_time_ms": 120000, "cpu_time_ms": 60000}}"#),
     attack(
         "R-12",
         "files that have no name",

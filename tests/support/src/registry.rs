@@ -51,6 +51,15 @@ impl Registry {
         Self::launch(registry, false)
     }
 
+    /// A registry that has `toolbox:1`: compilers, interpreters and a database.
+    #[track_caller]
+    pub fn with_toolbox() -> Self {
+        let template = stock::toolbox();
+        let registry = Self::prepare();
+        copy(&template, &registry.path().join("storage")).expect("copy the toolbox");
+        Self::launch(registry, false)
+    }
+
     /// A registry that has nothing yet.
     #[track_caller]
     pub fn empty() -> Self {

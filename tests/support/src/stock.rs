@@ -16,17 +16,23 @@ const EDITION: &str = "1";
 /// The storage of a registry that has the stock images, made if it is not there yet.
 pub fn registry() -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(make).clone()
+    MADE.get_or_init(|| make("registry", fill)).clone()
 }
 
-fn make() -> PathBuf {
+/// The storage of a registry that has `toolbox`, a Debian with compilers, interpreters and a database.
+pub fn toolbox() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| make("toolbox", fill_toolbox)).clone()
+}
+
+fn make(name: &str, fill: fn(&Path)) -> PathBuf {
     let place = target().join("images");
     fs::create_dir_all(&place).expect("make a folder for images");
     let lock = File::create(place.join("lock")).expect("open the images' lock");
     // Whoever comes second waits, and finds it done.
     let _lock =
         Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("lock the images");
-    let done = place.join(format!("registry-{EDITION}"));
+    let done = place.join(format!("{name}-{EDITION}"));
     if !done.exists() {
         let half_done = place.join("unfinished");
         let _ = fs::remove_dir_all(&half_done);
@@ -47,7 +53,7 @@ fn fill(place: &Path) {
         registry.push("busybox", tag, &Image::busybox_as(compression));
     }
     let tar = place.join("python.tar");
-    bootstrap(&tar);
+    bootstrap(&tar, "python3,gcc,libc6-dev");
     let layer =
         Layer::from_file(Compression::Gzip, &tar, &place.join("python.tar.gz")).expect("compress an image");
     let image = Image::new([layer])
@@ -59,18 +65,36 @@ fn fill(place: &Path) {
     registry.push("python", "3", &image);
 }
 
-/// A small Debian with Python and a C compiler.
-fn bootstrap(tar: &Path) {
+/// What real programs are made with and made of.
+const TOOLBOX: &str = "bash,coreutils,curl,default-jdk-headless,g++,gcc,git,golang-go,iputils-ping,libc6-dev,make,nodejs,perl,\
+                       postgresql,procps,python3,python3-numpy,ripgrep,strace,util-linux,xz-utils,zip,unzip";
+
+fn fill_toolbox(place: &Path) {
+    let storage = place.join("storage");
+    fs::create_dir_all(&storage).expect("make a folder for images");
+    let registry = Registry::on(&storage);
+    let tar = place.join("toolbox.tar");
+    bootstrap(&tar, TOOLBOX);
+    let layer = Layer::from_file(Compression::Zstd, &tar, &place.join("toolbox.tar.zst"));
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin";
+    let image = Image::new([layer.expect("compress an image")]).set("Env", json!([path, "LANG=C.UTF-8"]));
+    registry.push("toolbox", "1", &image);
+}
+
+/// A small Debian with those packages and what they need.
+fn bootstrap(tar: &Path, packages: &str) {
     let mut command = Command::new(tool("mmdebstrap"));
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--format=tar"]);
-    command.arg("--include=python3,gcc,libc6-dev");
+    command.arg(format!("--include={packages}"));
     // Images bring no device nodes; each run gets its own.
     command.args(["--skip=output/dev,output/mknod"]);
     for part in ["doc", "info", "locale", "man"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{part}/*"));
     }
+    // Java's packages link pages of the manual that were left out, and want at least the place.
+    command.arg("--essential-hook=mkdir -p \"$1\"/usr/share/man/man1 \"$1\"/usr/share/man/man7");
     command.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/cache/apt/*.bin");
     command.arg("bookworm").arg(tar).stdin(Stdio::null());
     let status = command.status().expect("start mmdebstrap");
-    assert!(status.success(), "mmdebstrap could not make the Python image: {status}");
+    assert!(status.success(), "mmdebstrap could not make an image: {status}");
 }

@@ -2,4 +2,5 @@
 
 fn main() {
     println!("the test images are in {}", support::stock::registry().display());
+    println!("the toolbox is in {}", support::stock::toolbox().display());
 }
