@@ -91,6 +91,10 @@ fn cargo_json(args: &[&str], env: &[(&str, &str)]) -> Result<Programs> {
     let mut programs = BTreeMap::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let message: Value = serde_json::from_str(line).context("read cargo's messages")?;
+        // A program's own tests are a program of the same name.
+        if message["profile"]["test"] == true && message["target"]["kind"][0] == "bin" {
+            continue;
+        }
         if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str())
         {
             programs.insert(name.to_owned(), path.into());

@@ -68,6 +68,8 @@ impl Launcher {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|source| StartError::Spawn { source })?;
+        // It holds the launcher's end of the socket: with two holders nobody would see the launcher die.
+        drop(command);
         let hello = listen(ours.as_fd()).map_err(|source| StartError::Silent { source })?;
         let hello = hello.map_err(|source| StartError::Refused { source })?;
         set_nonblocking(ours.as_fd()).map_err(|source| StartError::Spawn { source })?;
