@@ -13,7 +13,8 @@ use crate::{cargo, packages, walls};
 /// The manners, by the names that the tests know them by.
 const MANNERS: &[&str] = &["alone", "crowd", "loaded"];
 
-/// Random attacks take as long as a run may last, less what it takes to come to an end.
+/// Random attacks take as long as a run may last, less what it takes to come to an end, unless
+/// `SANDGLASS_ATTACK_SECONDS` says otherwise.
 const SECONDS: &str = "240";
 
 /// What the suite has and this machine can't do, each with the reason.
@@ -71,7 +72,7 @@ fn attack<'a>(
         command.args(["--skip", "modes::"]);
     }
     command.env("SANDGLASS_ATTACKS", manner);
-    if full {
+    if full && std::env::var_os("SANDGLASS_ATTACK_SECONDS").is_none() {
         command.env("SANDGLASS_ATTACK_SECONDS", SECONDS);
     }
     eprintln!("$ SANDGLASS_ATTACKS={manner} {command:?}");
