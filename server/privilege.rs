@@ -8,7 +8,6 @@ use anyhow::Context;
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
 use crate::config::Config;
-use crate::rootless;
 
 /// Whom the server becomes where the machine has no user of that name. Nobody else has this number:
 /// it is above what distributions hand out and below the ids of runs.
@@ -22,10 +21,10 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whom to become: nobody where this process is root of a user namespace only, and so somebody
-    /// without privilege outside, who alone can reach the data directory.
-    pub fn to_become(user: &str) -> Option<Self> {
-        if !geteuid().is_root() || rootless::is_entered() {
+    /// Whom to become: nobody where this process has become root of a namespace that it `entered`, and so
+    /// is somebody without privilege outside, who alone can reach the data directory.
+    pub fn to_become(user: &str, entered: bool) -> Option<Self> {
+        if !geteuid().is_root() || entered {
             return None;
         }
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();

@@ -18,12 +18,12 @@ const MAP: &str =
     r#"read -r go && newuidmap "$1" 0 "$2" 1 1 "$3" "$4" && exec newgidmap "$1" 0 "$5" 1 1 "$6" "$7""#;
 
 /// Where this process is root already there is nothing to do. Else the user namespace is entered for
-/// good: its root is this user to everybody outside. Must be called before this process has a second
-/// thread.
-pub fn enter() -> anyhow::Result<()> {
+/// good: its root is this user to everybody outside. Returns whether that was needed. Must be called
+/// before this process has a second thread.
+pub fn enter() -> anyhow::Result<bool> {
     let (uid, gid) = (geteuid(), getegid());
     if uid.is_root() {
-        return Ok(());
+        return Ok(false);
     }
     let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
     let users = set_aside("/etc/subuid", &name, uid)?;
@@ -56,15 +56,8 @@ pub fn enter() -> anyhow::Result<()> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[]).context("give up groups")?;
     setresgid(gid, gid, gid).context("become root of the user namespace")?;
-    setresuid(uid, uid, uid).context("become root of the user namespace")
-}
-
-/// Whether this process is root of such a namespace, and nobody outside.
-pub fn is_entered() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    // Of the first id inside: which one it is outside.
-    let outside = map.lines().next().and_then(|line| line.split_whitespace().nth(1));
-    geteuid().is_root() && outside.is_some_and(|id| id != "0")
+    setresuid(uid, uid, uid).context("become root of the user namespace")?;
+    Ok(true)
 }
 
 fn advice(errno: Errno) -> &'static str {

@@ -288,10 +288,10 @@ fn serve_refuses_what_cannot_work_in_words() {
     assert_ne!(done.code(), Some(0));
     assert!(done.stderr_text().contains("/no/such/launcher"), "{}", done.stderr_text());
     // One that ends at once is seen to have ended, and not waited for.
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let done = finished(&data, &["serve", "--listen=127.0.0.1:0", "--launcher=/bin/true"]);
     assert!(done.stderr_text().contains("did not say hello: it ended"), "{}", done.stderr_text());
-    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(10));
     let done = finished(&data, &["serve", "--allow-degraded=nonsense", "--listen=127.0.0.1:0"]);
     assert_ne!(done.code(), Some(0));
     assert!(done.stderr_text().contains("nonsense"), "{}", done.stderr_text());

@@ -27,8 +27,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let listener = Listener::bind(&config.listen_at()?)?;
 
     // Everything that needs privilege, while this process has one thread.
-    rootless::enter()?;
-    let identity = Identity::to_become(&config.user);
+    let entered = rootless::enter()?;
+    let identity = Identity::to_become(&config.user, entered);
     privilege::prepare_folders(&config, identity)?;
     let docker = privilege::docker_folder(&config, identity)?;
     let (launcher, hello) = posture::start_launcher(&config)?;
