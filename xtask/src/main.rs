@@ -6,6 +6,7 @@ mod demo;
 mod fuzz;
 mod packages;
 mod pretty;
+mod soak;
 mod suite;
 mod tally;
 mod test;
@@ -22,6 +23,7 @@ cargo xtask test      install what the tests need, run all of them, count
 cargo xtask ci        formatting, lints, documentation, a minute of each fuzz target, then the tests
 cargo xtask openapi   write openapi/ anew from the code
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
+cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
 cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         "ci" => ci(),
         "openapi" => openapi(),
         "fuzz" => fuzz::main(&rest),
+        "soak" => soak::main(&rest),
         "suite" => suite::main(&rest),
         "walls" => walls::main(&rest),
         "vm" => vm::main(&rest),

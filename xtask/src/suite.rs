@@ -23,7 +23,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("X-04, X-10", "not promised on a kernel that is shared; docs/THREAT-MODEL.md says so"),
     ("X-08, A-13", "keys and idempotency keys do not exist yet"),
     ("K-12", "the kernel's own tests are not packaged by Debian; other kernels: `cargo xtask vm`"),
-    ("R-31", "a long run of its own"),
+    ("R-31", "a long run of its own: `cargo xtask soak`"),
     ("public exploits", "never run on a machine that is in use; K-08 makes their first steps"),
 ];
 
