@@ -51,10 +51,11 @@ print("parent ends")"#,
         r#"
 sys.stdout.write("first"); sys.stdout.flush()
 if os.fork() == 0:
-    time.sleep(0.5)
+    time.sleep(1)
     while True:
         os.write(1, b"late")
-        time.sleep(0.1)"#,
+        time.sleep(0.1)
+os._exit(0)"#,
         &["first"],
     ),
     attack(

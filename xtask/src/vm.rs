@@ -30,7 +30,7 @@ const TESTS: &[(&str, &str)] = &[
         "--skip images:: --skip registries:: --skip api:: --skip modes:: --skip an_image_s --skip no_spelling \
          --skip our_own_program",
     ),
-    ("limits", "--skip processors --skip wall_time --skip cpu_time"),
+    ("limits", "--skip processors --skip wall_time --skip cpu_time --skip the_smallest_value"),
     ("crash", ""),
 ];
 
