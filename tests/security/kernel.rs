@@ -108,6 +108,7 @@ while time.monotonic() < end:
     pid = tried(os.fork)
     if pid == 0:
         signal.alarm(2)
+        os.closerange(0, 256)
         for _ in range(300):
             number = random.randrange(480)
             if number not in left_out:
@@ -123,9 +124,10 @@ while time.monotonic() < end:
         children += 1
     random.seed(seed + children)
 print(children > 10)"#,
+        // A child that is cloned so that its end is told to its grandparent, by any signal, ends the script.
         &["True", ""],
     )
-    .ends(&["exited", "memory_limit"])
+    .ends(&["exited", "memory_limit", "signaled"])
     .with(r#"{"on_output_limit": "discard", "limits": {"wall_time_ms": 300000, "cpu_time_ms": 600000}}"#),
     attack(
         "K-11",
