@@ -263,7 +263,7 @@ impl Attack {
         // Time enough on a slow machine, where it is not the clock that is tested.
         for name in ["wall_time_ms", "cpu_time_ms"] {
             if request["limits"].get(name).is_none() {
-                request["limits"][name] = json!(60_000);
+                request["limits"][name] = json!(120_000);
             }
         }
         if request.get("cmd").is_none() {

@@ -123,7 +123,7 @@ while time.monotonic() < end:
             time.sleep(0.002)
         children += 1
     random.seed(seed + children)
-print(children > 10)"#,
+print(children > 0)"#,
         // A child that is cloned so that its end is told to its grandparent, by any signal, ends the script.
         &["True", ""],
     )
