@@ -82,6 +82,7 @@ mod tests {
             max_runs: 100,
             cgroup: "v2".into(),
             host_image: false,
+            orphans: 0,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
 use crate::layers::LauncherLayers;
-use crate::leaks::Groups;
+use crate::leaks::{Groups, Mounts};
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
 
@@ -107,7 +107,8 @@ async fn assemble(
         kept_for: Duration::from_secs(config.kept_for_s),
         not_enforced: hello.not_enforced.clone(),
     };
-    let groups = Groups::of_launcher(launcher.pid());
+    let (groups, mounts) = (Groups::of_launcher(launcher.pid()), Mounts::of_launcher(launcher.pid()));
+    telemetry.orphans_reaped(hello.orphans);
     let launcher: Arc<dyn engine::Launcher> =
         Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
@@ -130,6 +131,7 @@ async fn assemble(
         hello,
         telemetry,
         groups,
+        mounts,
     }))
 }
 

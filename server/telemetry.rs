@@ -2,14 +2,21 @@
 //! Every label value comes from a closed set and exists from the start, so that a rate of zero is a
 //! line on a dashboard and not a gap.
 
+mod make;
+
+use std::collections::HashSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use axum::http::Method;
+use make::Make;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
 use run::{KilledFor, Outcome, Run};
+
+use crate::leaks::Disk;
 
 const HTTP_S: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -20,11 +27,13 @@ const RUN_S: &[f64] =
 const OVERSHOOT_S: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1];
 const PULL_S: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
-const PHASES: [&str; 3] = ["image", "setup", "total"];
+const PHASES: [&str; 4] = ["image", "setup", "exec", "total"];
 const CACHE: [&str; 2] = ["hit", "miss"];
 const REJECTIONS: [&str; 5] = ["queue_full", "rate_limit", "quota", "too_large", "auth"];
+/// What stands for everything that no call offers.
+const OTHER: &str = "other";
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
-const METHODS: [&str; 5] = ["GET", "POST", "PUT", "DELETE", "other"];
+const METHODS: [&str; 5] = ["GET", "POST", "PUT", "DELETE", OTHER];
 const PULL_RESULTS: [image::PullResult; 6] = [
     image::PullResult::Ok,
     image::PullResult::Refused,
@@ -38,6 +47,8 @@ const PULL_RESULTS: [image::PullResult; 6] = [
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
+    /// What has series of its own: route templates with their methods.
+    routes: OnceLock<HashSet<(String, String)>>,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
     runs: IntCounterVec,
@@ -56,6 +67,10 @@ pub struct Telemetry {
     rejected: IntCounterVec,
     sandboxes: IntGaugeVec,
     cgroups_live: IntGauge,
+    mounts_live: IntGauge,
+    orphans_reaped: IntCounter,
+    ready: IntGauge,
+    disk: DiskGauges,
     pulls: IntCounterVec,
     pull_seconds: HistogramVec,
     pull_bytes: IntCounter,
@@ -68,6 +83,20 @@ pub struct Telemetry {
     coalesced: IntCounter,
 }
 
+/// Why a request was refused without asking the engine: a closed set, because it becomes a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedFor {
+    TooLarge,
+}
+
+impl RefusedFor {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
 /// How things stand at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Gauges {
@@ -76,66 +105,19 @@ pub struct Gauges {
     pub images: usize,
     pub image_bytes: u64,
     pub cgroups: usize,
+    pub mounts: usize,
+    pub ready: bool,
+    /// Absent where it can't be asked for.
+    pub disk: Option<Disk>,
 }
 
-/// Makes metrics and puts them into the registry. Names and labels are constants: a mistake in one
-/// shows at the first start, in every test.
-struct Make(Registry);
-
-impl Make {
-    fn keep<M: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
-        let metric = metric.expect("metric names and labels are constants");
-        self.0.register(Box::new(metric.clone())).expect("each metric is made once");
-        metric
-    }
-
-    fn name(name: &str) -> String {
-        format!("sandglass_{name}")
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.keep(IntCounter::new(Self::name(name), help))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.keep(IntGauge::new(Self::name(name), help))
-    }
-
-    fn counters<'a>(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl AsRef<[&'a str]>,
-    ) -> IntCounterVec {
-        let metric = self.keep(IntCounterVec::new(Opts::new(Self::name(name), help), &[label]));
-        values.as_ref().iter().for_each(|value| drop(metric.with_label_values(&[*value])));
-        metric
-    }
-
-    fn gauges(&self, name: &str, help: &str, label: &str, values: &[&str]) -> IntGaugeVec {
-        let metric = self.keep(IntGaugeVec::new(Opts::new(Self::name(name), help), &[label]));
-        values.iter().for_each(|value| drop(metric.with_label_values(&[*value])));
-        metric
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.keep(Histogram::with_opts(HistogramOpts::new(Self::name(name), help).buckets(buckets.to_vec())))
-    }
-
-    fn histograms(
-        &self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: &[&str],
-        buckets: &[f64],
-    ) -> HistogramVec {
-        let options = HistogramOpts::new(Self::name(name), help).buckets(buckets.to_vec());
-        let metric = self.keep(HistogramVec::new(options, &[label]));
-        values.iter().for_each(|value| drop(metric.with_label_values(&[*value])));
-        metric
-    }
+/// The file system on which the data directory is.
+#[derive(Debug)]
+struct DiskGauges {
+    bytes: Gauge,
+    free_bytes: Gauge,
+    inodes: Gauge,
+    free_inodes: Gauge,
 }
 
 impl Telemetry {
@@ -151,9 +133,10 @@ impl Telemetry {
                 Opts::new(Make::name("http_requests_total"), "HTTP requests, by route template"),
                 http_labels,
             )),
+            // Not by status: with it, what clients can bring about would outgrow the page.
             http_seconds: make.keep(HistogramVec::new(
                 http("http_request_duration_seconds", "From a request's headers to its reply"),
-                http_labels,
+                &["route", "method"],
             )),
             runs: make.counters("runs_total", "Finished runs", "outcome", outcomes),
             queue_wait: make.histogram("run_queue_wait_seconds", "From submission to a slot", QUEUE_S),
@@ -210,6 +193,21 @@ impl Telemetry {
             rejected: make.counters("rejected_total", "Requests that were turned away", "reason", REJECTIONS),
             sandboxes: make.gauges("sandboxes", "Sandboxes", "state", &["prepared", "running", "ending"]),
             cgroups_live: make.gauge("cgroups_live", "Control groups of runs that exist"),
+            mounts_live: make.gauge(
+                "mounts_live",
+                "Mounts of the launcher beyond those that it started with; runs leave none there",
+            ),
+            orphans_reaped: make.counter(
+                "orphans_reaped_total",
+                "Runs of servers that died, found and removed at this start",
+            ),
+            ready: make.gauge("ready", "1 while the server takes work, as /readyz says"),
+            disk: DiskGauges {
+                bytes: make.measure("data_disk_bytes", "Size of the file system with the data directory"),
+                free_bytes: make.measure("data_disk_free_bytes", "Room that is left on it"),
+                inodes: make.measure("data_disk_inodes", "How many files it can have; 0 means no bound"),
+                free_inodes: make.measure("data_disk_free_inodes", "How many more files it can have"),
+            },
             pulls: make.counters("image_pulls_total", "Pulls that ended", "result", results),
             pull_seconds: make.histograms(
                 "image_pull_seconds",
@@ -236,6 +234,7 @@ impl Telemetry {
             ),
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
             registry: make.0.clone(),
+            routes: OnceLock::new(),
         };
         telemetry.begin(&make, slots, queue_capacity);
         telemetry
@@ -250,29 +249,50 @@ impl Telemetry {
         let build = Opts::new(Make::name("build_info"), "What this program was built from")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("commit", option_env!("SANDGLASS_COMMIT").unwrap_or("unknown"))
-            .const_label("rustc", option_env!("SANDGLASS_RUSTC").unwrap_or("unknown"));
+            .const_label("rustc", env!("SANDGLASS_RUSTC"));
         make.keep(IntGauge::with_opts(build)).set(1);
         let process = prometheus::process_collector::ProcessCollector::for_self();
         make.0.register(Box::new(process)).expect("each metric is made once");
     }
 
-    /// Makes every series that requests of these routes can have.
+    /// Makes every series that requests of these routes can have. Called once, before the first request.
     pub fn expect_routes<'a>(&self, routes: impl Iterator<Item = (&'a str, &'a str)>) {
-        let unmatched = METHODS.iter().map(|method| ("other", *method));
-        for (route, method) in routes.chain(unmatched) {
+        let known: HashSet<_> = routes.map(|(route, method)| (route.to_owned(), method.to_owned())).collect();
+        let unmatched = METHODS.iter().map(|method| (OTHER, *method));
+        for (route, method) in known.iter().map(|(route, method)| (&**route, &**method)).chain(unmatched) {
             for status in STATUSES {
                 self.http_requests.with_label_values(&[route, method, status]);
             }
         }
+        let _ = self.routes.set(known);
     }
 
-    /// `status` is absent where the client went away before there was one.
+    /// `status` is absent where the client went away before there was one. What no call offers, a known
+    /// path with another method included, is counted as `other`, so that clients can't make series.
     pub fn request_answered(&self, route: &str, method: &Method, status: Option<u16>, took: Duration) {
         let class = status.map_or("aborted", |status| STATUSES[usize::from(status / 100).clamp(1, 5) - 1]);
-        let method = METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or("other");
-        self.http_requests.with_label_values(&[route, method, class]).inc();
-        self.http_seconds.with_label_values(&[route, method, class]).observe(took.as_secs_f64());
+        let known = METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER);
+        let offered = self
+            .routes
+            .get()
+            .is_some_and(|routes| routes.contains(&(route.to_owned(), method.as_str().to_owned())));
+        let template = if offered { route } else { OTHER };
+        self.http_requests.with_label_values(&[template, known, class]).inc();
+        self.http_seconds.with_label_values(&[template, known]).observe(took.as_secs_f64());
         tracing::debug!(route, status, took_ms = took.as_secs_f64() * 1e3, "answered");
+    }
+
+    /// A request was refused before it became a run.
+    pub fn request_refused(&self, reason: RefusedFor) {
+        self.rejected.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// What the launcher found of servers that died.
+    pub fn orphans_reaped(&self, runs: u32) {
+        self.orphans_reaped.inc_by(runs.into());
+        if runs > 0 {
+            tracing::warn!(runs, "removed what a server that died had left of its runs");
+        }
     }
 
     fn overshot(&self, limit: &str, by: Duration) {
@@ -299,6 +319,11 @@ impl Telemetry {
         self.cache_entries.set(now.images as i64);
         self.cache_bytes.set(now.image_bytes as i64);
         self.cgroups_live.set(now.cgroups as i64);
+        self.mounts_live.set(now.mounts as i64);
+        self.ready.set(now.ready.into());
+        if let Some(disk) = &now.disk {
+            self.disk.set(disk);
+        }
     }
 
     /// The whole page, in Prometheus' text format.
@@ -306,6 +331,15 @@ impl Telemetry {
         let mut page = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
         Ok(page)
+    }
+}
+
+impl DiskGauges {
+    fn set(&self, disk: &Disk) {
+        self.bytes.set(disk.bytes as f64);
+        self.free_bytes.set(disk.free_bytes as f64);
+        self.inodes.set(disk.inodes as f64);
+        self.free_inodes.set(disk.free_inodes as f64);
     }
 }
 
@@ -365,9 +399,10 @@ impl engine::Observer for Telemetry {
     }
 
     fn started(&self, startup: engine::Startup) {
-        let engine::Startup { image, setup, fetched } = startup;
+        let engine::Startup { image, setup, exec, fetched } = startup;
         let cache = if fetched { "miss" } else { "hit" };
-        for (phase, took) in [("image", image), ("setup", setup), ("total", image + setup)] {
+        let total = image + setup + exec;
+        for (phase, took) in [("image", image), ("setup", setup), ("exec", exec), ("total", total)] {
             self.startup.with_label_values(&[phase, cache]).observe(took.as_secs_f64());
         }
     }

@@ -60,7 +60,7 @@ fn runs_are_counted_by_outcome_and_measured() {
     assert_eq!(daemon.metric("sandglass_run_duration_seconds_count{outcome=\"exited\"}"), 3.0);
     assert_eq!(daemon.metric("sandglass_run_limit_overshoot_seconds_count{limit=\"wall\"}"), 1.0);
     assert_eq!(daemon.metric("sandglass_run_queue_wait_seconds_count"), 6.0);
-    for phase in ["image", "setup", "total"] {
+    for phase in ["image", "setup", "exec", "total"] {
         let name = format!("sandglass_run_startup_seconds_count{{cache=\"hit\",phase=\"{phase}\"}}");
         assert_eq!(daemon.metric(&name), 5.0, "{phase}");
     }
@@ -69,7 +69,11 @@ fn runs_are_counted_by_outcome_and_measured() {
         daemon.metric("sandglass_http_requests_total{method=\"POST\",route=\"/runs\",status=\"2xx\"}"),
         6.0
     );
-    assert!(daemon.get("/metrics").text().contains("sandglass_build_info{"));
+    let page = daemon.get("/metrics").text();
+    let build = page.lines().find(|line| line.starts_with("sandglass_build_info{")).expect("a line");
+    let rustc = build.split("rustc=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a compiler");
+    assert!(rustc.starts_with(|digit: char| digit.is_ascii_digit()), "{build}");
+    assert!(build.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"")), "{build}");
     assert!(daemon.metric("process_open_fds") > 0.0);
 }
 
@@ -155,4 +159,143 @@ fn nothing_that_a_client_types_becomes_a_label() {
     let new: Vec<_> =
         after.difference(&before).filter(|name| !name.contains("/images/{reference}")).collect();
     assert!(new.is_empty(), "{new:?}");
+}
+
+/// Every call that the document knows, as a method and a path that fits its template.
+fn calls(daemon: &Daemon) -> Vec<(String, String)> {
+    let document = daemon.get("/openapi.json").json();
+    let paths = document["paths"].as_object().expect("paths").iter();
+    let one = |path: &str, method: &String| {
+        let filled = path.split('/').map(|part| if part.starts_with('{') { "x" } else { part });
+        (method.to_uppercase(), filled.collect::<Vec<_>>().join("/"))
+    };
+    paths
+        .flat_map(|(path, methods)| {
+            methods.as_object().expect("methods").keys().map(move |method| one(path, method))
+        })
+        .collect()
+}
+
+#[test]
+fn the_page_stays_small_and_quick_whatever_clients_do() {
+    let daemon = Daemon::builder().host_image().flag("--wait-max-s", 1).start();
+    daemon.run(&sh("true"));
+    daemon.run(&sh("exit 1"));
+    daemon.run(&sh("kill -SEGV $$"));
+    for (_, path) in calls(&daemon) {
+        for method in ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "ANY"] {
+            let request = daemon.request(method, &path);
+            drop(request.clone().header("Content-Type", "text/plain").body("x").send());
+            // And one who goes away.
+            drop(request.begin());
+        }
+    }
+    let took = (0..20).map(|_| {
+        let asked = std::time::Instant::now();
+        let page = daemon.get("/metrics");
+        assert!(page.body.len() < 200_000, "{} bytes", page.body.len());
+        asked.elapsed()
+    });
+    let took = took.min().expect("twenty times");
+    println!("{} bytes in {took:?}", daemon.get("/metrics").body.len());
+    assert!(took < std::time::Duration::from_millis(5), "{took:?}");
+}
+
+#[test]
+fn what_is_too_large_is_counted() {
+    let daemon = Daemon::builder().host_image().flag("--body-bytes-max", 1000).start();
+    let refused = daemon.request("POST", "/runs").json(&sh(&"x".repeat(2000))).send();
+    assert_eq!(refused.status, 413);
+    assert_eq!(daemon.metric("sandglass_rejected_total{reason=\"too_large\"}"), 1.0);
+}
+
+#[test]
+fn a_server_that_drains_is_not_ready() {
+    let mut daemon = Daemon::start();
+    assert_eq!(daemon.metric("sandglass_ready"), 1.0);
+    assert!(daemon.metric("sandglass_data_disk_free_bytes") <= daemon.metric("sandglass_data_disk_bytes"));
+    assert!(daemon.metric("sandglass_data_disk_bytes") > 0.0);
+    let id = daemon.run_async(&sh("sleep 3"));
+    daemon.wait_for_state(&id, "running");
+    daemon.process().signal(nix::sys::signal::Signal::SIGTERM);
+    until("it says that it takes no more work", || daemon.metric("sandglass_ready") < 0.5);
+    assert_eq!(daemon.metric("sandglass_slots{state=\"idle\"}"), 0.0);
+}
+
+/// A mount that a bug would leave in the launcher's namespace, made by hand.
+#[test]
+fn a_mount_that_is_left_behind_raises_the_alarm() {
+    use nix::mount::{MsFlags, mount, umount};
+    use nix::sched::{CloneFlags, setns, unshare};
+    let daemon = Daemon::start();
+    daemon.run(&sh("true"));
+    assert_eq!(daemon.metric("sandglass_mounts_live"), 0.0);
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/mnt", daemon.launcher_pid()));
+    let namespace = namespace.expect("open the launcher's mount namespace");
+    let inside = |work: fn() -> nix::Result<()>| {
+        // A thread of its own, whose working directory is nobody else's.
+        std::thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_FS)?;
+                setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+                work()
+            });
+            entered.join().expect("a thread").expect("work in the launcher's mount namespace");
+        });
+    };
+    inside(|| mount(Some("left"), "/attach", Some("tmpfs"), MsFlags::empty(), None::<&str>));
+    assert_eq!(daemon.metric("sandglass_mounts_live"), 1.0);
+    inside(|| umount("/attach"));
+    assert_eq!(daemon.metric("sandglass_mounts_live"), 0.0);
+}
+
+#[test]
+fn what_a_dead_server_left_is_counted_once() {
+    let mut daemon = Daemon::builder().host_image().flag("--slots", 3).start();
+    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 0.0);
+    for _ in 0..3 {
+        let mut long = sh("sleep 60");
+        long["limits"] = json!({ "wall_time_ms": 60_000 });
+        let id = daemon.run_async(&long);
+        daemon.wait_for_state(&id, "running");
+    }
+    // Both at once, as in a power cut: nobody cleans up.
+    let launcher = daemon.launcher_pid();
+    let mut all: Vec<i32> = support::host::processes_of(daemon.pid(), launcher).into_iter().collect();
+    all.retain(|pid| *pid != daemon.pid());
+    daemon.process().signal(nix::sys::signal::Signal::SIGSTOP);
+    for pid in all {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    daemon.kill9();
+    let daemon = daemon.restart();
+    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 3.0);
+    assert!(daemon.log().contains("removed what a server that died had left"), "{}", daemon.log());
+    let daemon = daemon.restart();
+    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 0.0);
+}
+
+/// The metrics that operators read about, with their types, from the documentation's tables.
+fn documented() -> BTreeSet<(String, String)> {
+    let text = include_str!("../docs/operating/metrics.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    rows.map(|(name, rest)| {
+        let kind = rest.split('|').nth(1).expect("a row has a type").trim();
+        (name.to_owned(), kind.to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn the_documentation_lists_every_metric_and_no_other() {
+    let daemon = Daemon::start();
+    daemon.run(&sh("true"));
+    let page = daemon.get("/metrics").text();
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let served: BTreeSet<_> =
+        types.filter_map(|line| line.split_once(' ')).map(|(n, t)| (n.to_owned(), t.to_owned())).collect();
+    let documented = documented();
+    let only = |a: &BTreeSet<(String, String)>, b| a.difference(b).cloned().collect::<Vec<_>>();
+    assert_eq!(only(&served, &documented), [], "served and not documented in docs/operating/metrics.md");
+    assert_eq!(only(&documented, &served), [], "documented and not served");
 }

@@ -1,6 +1,5 @@
 //! How the server is and what it offers: for load balancers, for operators and for curious clients.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -14,6 +13,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
+use crate::leaks::Disk;
 use crate::telemetry::Gauges;
 
 /// Below this much room in the store, pulls would soon fail.
@@ -33,21 +33,19 @@ pub async fn healthz() -> &'static str {
         (status = 503, description = "It is stopping, has lost its launcher, or its disk is full", body = Document,
          content_type = "application/problem+json")))]
 pub async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
-    if app.engine.launcher_is_lost() {
-        return Err(problem::LAUNCHER_LOST.problem());
-    }
-    if app.engine.is_draining() {
-        return Err(problem::DRAINING.problem());
-    }
-    if room_bytes(&app.config.records_dir()).is_some_and(|room| room < DISK_ROOM_MIN_BYTES) {
-        return Err(problem::STORE_FULL.problem());
-    }
-    Ok("ready\n")
+    let disk = Disk::below(&app.config.records_dir());
+    not_ready(&app, disk).map_or(Ok("ready\n"), |kind| Err(kind.problem()))
 }
 
-fn room_bytes(path: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+/// Why the server takes no work, if it takes none.
+fn not_ready(app: &App, disk: Option<Disk>) -> Option<&'static problem::Kind> {
+    if app.engine.launcher_is_lost() {
+        return Some(&problem::LAUNCHER_LOST);
+    }
+    if app.engine.is_draining() {
+        return Some(&problem::DRAINING);
+    }
+    disk.is_some_and(|disk| disk.free_bytes < DISK_ROOM_MIN_BYTES).then_some(&problem::STORE_FULL)
 }
 
 /// What this server is, what it enforces and what it allows.
@@ -147,12 +145,16 @@ pub fn state_name(state: sandbox::protocol::WallState) -> &'static str {
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let disk = Disk::below(&app.config.records_dir());
     app.telemetry.set_gauges(&Gauges {
         counts: app.engine.counts(),
         draining: app.engine.is_draining(),
         images: app.images.list().len(),
         image_bytes: app.images.total_bytes(),
         cgroups: app.groups.live(),
+        mounts: app.mounts.live(),
+        ready: not_ready(&app, disk).is_none(),
+        disk,
     });
     match app.telemetry.page() {
         Ok(page) => ([(header::CONTENT_TYPE, TEXT)], page).into_response(),

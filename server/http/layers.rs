@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::problem::{self, Problem};
+use crate::telemetry::RefusedFor;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -31,7 +32,7 @@ pub fn apply(router: Router, app: &Arc<App>) -> Router {
         .layer(from_fn(name_request))
         .layer(from_fn(trace))
         .layer(from_fn_with_state(Arc::clone(app), measure))
-        .layer(from_fn(write_problems))
+        .layer(from_fn_with_state(Arc::clone(app), write_problems))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(check_size))
         .layer(from_fn_with_state(Arc::clone(app), check_caller))
@@ -102,12 +103,15 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 }
 
 /// Handlers answer with a [`Problem`]; here it becomes a document that bears the request's id.
-async fn write_problems(request: Request, next: Next) -> Response {
+async fn write_problems(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let mut reply = next.run(request).await;
     let Some(problem) = reply.extensions_mut().remove::<Problem>() else { return reply };
     if problem.kind.status >= 500 {
         tracing::warn!(problem = problem.kind.name, detail = %problem.detail, "answered with a problem");
+    }
+    if let Some(reason) = refused_for(problem.kind) {
+        app.telemetry.request_refused(reason);
     }
     let mut document = problem.into_reply(&id);
     for (name, value) in reply.headers() {
@@ -116,6 +120,11 @@ async fn write_problems(request: Request, next: Next) -> Response {
         }
     }
     document
+}
+
+/// Which refusals operators see by reason; those of the engine are counted where they happen.
+fn refused_for(kind: &problem::Kind) -> Option<RefusedFor> {
+    (kind.status == 413).then_some(RefusedFor::TooLarge)
 }
 
 #[allow(clippy::needless_pass_by_value)] // the layer's signature

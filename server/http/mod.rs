@@ -33,7 +33,7 @@ use image::Images;
 use sandbox::protocol::Hello;
 
 use crate::config::Config;
-use crate::leaks::Groups;
+use crate::leaks::{Groups, Mounts};
 use crate::telemetry::Telemetry;
 
 /// What every handler can reach.
@@ -45,6 +45,7 @@ pub struct App {
     pub hello: Hello,
     pub telemetry: Arc<Telemetry>,
     pub groups: Groups,
+    pub mounts: Mounts,
     pub allowed: create_run::Allowed,
     pub bodies: body::BodyLimits,
     /// `openapi.json`, written once.

@@ -255,7 +255,8 @@ impl Running<'_> {
             Ok(Some(Event::Started { setup_us })) => {
                 let setup = Duration::from_micros(setup_us);
                 self.started = Some((Timestamp::now(), setup));
-                self.observer.started(Startup { image: self.image_took, setup, fetched: self.fetched });
+                let exec = self.launched_at.elapsed().saturating_sub(setup);
+                self.observer.started(Startup { image: self.image_took, setup, exec, fetched: self.fetched });
                 on_step(Step::Started);
                 None
             }

@@ -22,7 +22,10 @@ impl Rejection {
 #[derive(Clone, Copy, Debug)]
 pub struct Startup {
     pub image: Duration,
+    /// From the launcher's having the request to the program's start.
     pub setup: Duration,
+    /// The rest: the way to the launcher and back.
+    pub exec: Duration,
     /// The image had to be fetched first.
     pub fetched: bool,
 }

@@ -191,6 +191,8 @@ pub struct Hello {
     pub cgroup: String,
     /// Whether `image: "host"` can be offered.
     pub host_image: bool,
+    /// How many runs of dead servers were found and removed at this start.
+    pub orphans: u32,
 }
 
 /// One wall of the sandbox and whether it stands on this host.

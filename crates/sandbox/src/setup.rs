@@ -53,6 +53,8 @@ const ID_WIDTH: u32 = 65_536;
 pub(crate) struct State {
     note: PathBuf,
     dir: OwnedFd,
+    /// How many runs of the predecessor had to be cleaned up.
+    orphans: u32,
     _lock: Flock<File>,
 }
 
@@ -76,10 +78,10 @@ impl State {
             std::thread::sleep(Duration::from_millis(20));
         };
         let note = path.join("cgroups");
-        for left in std::fs::read_to_string(&note).unwrap_or_default().lines() {
-            cgroup::sweep(left.as_ref());
-        }
-        Ok(State { note: "cgroups".into(), dir: dir::open_dir(path).at("open state folder")?, _lock: lock })
+        let left = std::fs::read_to_string(&note).unwrap_or_default();
+        let orphans = left.lines().map(|path| cgroup::sweep(path.as_ref())).max().unwrap_or_default();
+        let dir = dir::open_dir(path).at("open state folder")?;
+        Ok(State { note: "cgroups".into(), dir, orphans, _lock: lock })
     }
 
     fn note(&self, cgroups: &Cgroups) -> io::Result<()> {
@@ -110,7 +112,8 @@ pub(crate) fn set_up(options: &Options) -> Result<(Ground, Hello, State), Failur
     state.note(&cgroups).at("note cgroups")?;
     match leave_host(options, cgroups) {
         Ok(ground) => {
-            let hello = walls::hello(&ground);
+            let orphans = state.orphans + ground.cgroups.orphans;
+            let hello = Hello { orphans, ..walls::hello(&ground) };
             Ok((ground, hello, state))
         }
         Err((failure, cgroups)) => {

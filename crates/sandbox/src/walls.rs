@@ -17,6 +17,7 @@ pub(crate) fn hello(ground: &Ground) -> Hello {
         max_runs,
         cgroup: ground.cgroups.version().into(),
         host_image: ground.host.is_some(),
+        orphans: ground.cgroups.orphans,
     }
 }
 

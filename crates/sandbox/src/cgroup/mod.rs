@@ -36,6 +36,8 @@ pub(crate) struct Cgroups {
     pub(crate) cpuacct: Option<Home>,
     /// What was created, to be removed at the end or by the next start.
     made: Vec<Made>,
+    /// How many runs' directories of dead servers were found and removed.
+    pub(crate) orphans: u32,
     troubles: Vec<Trouble>,
 }
 
@@ -148,8 +150,10 @@ impl Cgroups {
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
         if !self.made.iter().any(|made| made.path == path) {
             let above = path.parent().unwrap_or(Path::new("/"));
-            sweep_dead(above);
-            let lock = create_or_take_over(path)?;
+            let swept = sweep_dead(above);
+            let (lock, left) = create_or_take_over(path)?;
+            // One run has a directory in each hierarchy.
+            self.orphans = self.orphans.max(swept + left);
             self.made.push(Made { parent: dir::open_dir(above)?, path: path.to_owned(), _lock: lock });
         }
         dir::open_dir(path)
@@ -213,7 +217,8 @@ const PREFIX: &str = "sandglass-";
 
 /// Makes a directory and locks it. Process numbers come again, in a restarted container the very same
 /// one: what a dead predecessor of our name has left is emptied, what a living one uses is not touched.
-fn create_or_take_over(path: &Path) -> io::Result<File> {
+/// Returns also how many runs had been left in it.
+fn create_or_take_over(path: &Path) -> io::Result<(File, u32)> {
     for _ in 0..100 {
         match std::fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -224,8 +229,7 @@ fn create_or_take_over(path: &Path) -> io::Result<File> {
         if let Some(lock) = lock
             && is_at(&lock, path)
         {
-            below(path).for_each(|left| empty(&left));
-            return Ok(lock);
+            return Ok((lock, empty_all_below(path)));
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -237,9 +241,9 @@ fn is_at(file: &File, path: &Path) -> bool {
     file.metadata().is_ok_and(|ours| std::fs::metadata(path).is_ok_and(|there| same(ours, there)))
 }
 
-/// Removes what dead servers have left in a directory, whoever's they were.
-fn sweep_dead(above: &Path) {
-    below(above).filter(|path| is_a_launcher_s(path)).for_each(|path| sweep(&path));
+/// Removes what dead servers have left in a directory, whoever's they were; returns how many runs that was.
+fn sweep_dead(above: &Path) -> u32 {
+    below(above).filter(|path| is_a_launcher_s(path)).map(|path| sweep(&path)).sum()
 }
 
 /// Whether a directory is called as [`name_of`] calls one; an operator may have others of the same prefix.
@@ -257,12 +261,19 @@ fn below(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Ends and removes everything in a cgroup that a dead server has left; a living one has it locked.
-pub(crate) fn sweep(path: &Path) {
-    let Some(dir) = dir::open_dir(path).ok().map(File::from) else { return };
-    if dir.try_lock().is_ok() {
-        below(path).for_each(|left| empty(&left));
-        empty(path);
+/// Returns how many runs had been left in it.
+pub(crate) fn sweep(path: &Path) -> u32 {
+    let Some(dir) = dir::open_dir(path).ok().map(File::from) else { return 0 };
+    if dir.try_lock().is_err() {
+        return 0;
     }
+    let orphans = empty_all_below(path);
+    empty(path);
+    orphans
+}
+
+fn empty_all_below(path: &Path) -> u32 {
+    below(path).map(|left| empty(&left)).count() as u32
 }
 
 fn empty(path: &Path) {
@@ -300,6 +311,7 @@ mod tests {
         let (mut first, mut second) = (Cgroups::default(), Cgroups::default());
         first.make(&path).unwrap();
         assert!(!path.join("run-1").exists());
+        assert_eq!(first.orphans, 1);
         first.make(&path).unwrap();
         assert_eq!(first.made().count(), 1);
         assert!(second.make(&path).unwrap_err().to_string().contains("another server"));
@@ -323,6 +335,7 @@ mod tests {
         living.try_lock().unwrap();
         let mut ours = Cgroups::default();
         ours.make(&above.join("sandglass-3")).unwrap();
+        assert_eq!(ours.orphans, 1, "the run of the dead, not that of the living");
         let gone = ["sandglass-1", "sandglass-1-4026532567"];
         assert_eq!(gone.map(|name| above.join(name).exists()), [false; 2]);
         let stay = ["sandglass-2/run-1", "sandglass-3"];
