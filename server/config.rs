@@ -56,6 +56,12 @@ config! {
     kept_bytes: u64 = 256 * 1024 * 1024;
     /// How long a finished run is remembered, in seconds
     kept_for_s: u64 = 3600;
+    /// How much uploaded files and what batches have prepared may take on disk, in bytes
+    files_bytes_max: u64 = 4 * 1024 * 1024 * 1024;
+    /// The largest uploaded file, in bytes
+    file_bytes_max: u64 = 1024 * 1024 * 1024;
+    /// How long an uploaded file is kept, in seconds
+    files_kept_for_s: u64 = 24 * 3600;
     /// How long running runs may go on once the server is told to stop, in milliseconds
     drain_deadline_ms: u64 = 30_000;
     /// The largest body of a request, in bytes
@@ -152,6 +158,10 @@ impl Config {
             "bodies_bytes_max must be at least body_bytes_max and less than 4 GiB"
         );
         ensure!(
+            self.file_bytes_max <= self.files_bytes_max,
+            "files_bytes_max must be at least file_bytes_max, or the largest file would find no room"
+        );
+        ensure!(
             self.maxima.open_files <= open_files_max(),
             "maxima.open_files is {}, but this process may open no more than {} itself; raise its own limit \
              (LimitNOFILE of a service, ulimit -n in a shell)",
@@ -191,6 +201,11 @@ impl Config {
     /// Where the server writes down which images it has.
     pub fn records_dir(&self) -> PathBuf {
         self.data_dir.join("records")
+    }
+
+    /// Where uploaded files are.
+    pub fn files_dir(&self) -> PathBuf {
+        self.data_dir.join("files")
     }
 
     pub fn drain_deadline(&self) -> Duration {

@@ -74,10 +74,11 @@ pub fn prepare_folders(config: &Config, server: Option<Identity>) -> anyhow::Res
             .with_context(|| format!("make {}", path.display()))
     };
     make(&config.data_dir, 0o755)?;
-    make(&config.records_dir(), 0o700)?;
-    if let Some(identity) = server {
-        give(&config.records_dir(), identity)
-            .with_context(|| format!("give {} away", config.data_dir.display()))?;
+    for dir in [config.records_dir(), config.files_dir()] {
+        make(&dir, 0o700)?;
+        if let Some(identity) = server {
+            give(&dir, identity).with_context(|| format!("give {} away", config.data_dir.display()))?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use engine::{Context, Images, Launcher, NoObserver, Stdin};
+use engine::{Context, Images, Launcher, Leases, NoObserver, Stdin};
 use image::{BoxFuture, ImageConfig, ImageError, Lease, Rootfs};
 use run::{Command, FileContent, FileSpec, Limits, Outcome, Pull, RunSpec};
 use sandbox::protocol::Hello;
@@ -80,7 +80,12 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
     #[cfg(feature = "removable-walls")]
     spec.labels
         .extend(std::env::var("SANDGLASS_CANARY_WITHOUT").map(|walls| ("without-walls".into(), walls)));
-    let context = Context { images: &Nothing, launcher: &**launcher, observer: &NoObserver };
+    let context = Context {
+        images: &Nothing,
+        launcher: &**launcher,
+        observer: &NoObserver,
+        leases: &Leases::default(),
+    };
     let cancel = CancellationToken::new();
     let mut executed = engine::execute(context, &spec, Stdin::OfSpec, &cancel, &mut |_| {}).await;
     if let Some(mut control) = executed.control.take() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use engine::files::{Files, FilesConfig};
 use engine::{Engine, SandboxLauncher};
 use image::Images;
 use sandbox::client::Launcher;
@@ -99,6 +100,7 @@ async fn assemble(
     telemetry
         .expect_routes(docs::calls(&document).iter().map(|(path, method)| (path.as_str(), method.as_str())));
     let images = open_images(&config, docker, &launcher, Arc::clone(&telemetry) as _).await?;
+    let files = open_files(&config)?;
     let settings = engine::Config {
         slots: config.slots,
         queue_capacity: config.queue_capacity,
@@ -106,6 +108,7 @@ async fn assemble(
         kept_bytes: config.kept_bytes,
         kept_for: Duration::from_secs(config.kept_for_s),
         not_enforced: hello.not_enforced.clone(),
+        files: Some(files.clone()),
     };
     let (groups, mounts) = (Groups::of_launcher(launcher.pid()), Mounts::of_launcher(launcher.pid()));
     telemetry.orphans_reaped(hello.orphans);
@@ -128,11 +131,23 @@ async fn assemble(
         config,
         engine,
         images,
+        files,
         hello,
         telemetry,
         groups,
         mounts,
     }))
+}
+
+fn open_files(config: &Config) -> anyhow::Result<Files> {
+    let dir = config.files_dir();
+    let settings = FilesConfig {
+        dir: dir.clone(),
+        bytes_max: config.files_bytes_max,
+        file_bytes_max: config.file_bytes_max,
+        keep_for: Duration::from_secs(config.files_kept_for_s),
+    };
+    Files::open(settings).with_context(|| format!("open the uploaded files in {}", dir.display()))
 }
 
 /// The image store over the launcher's verbs.

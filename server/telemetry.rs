@@ -81,6 +81,7 @@ pub struct Telemetry {
     cache_misses: IntCounter,
     evictions: IntCounterVec,
     coalesced: IntCounter,
+    files_bytes: IntGauge,
 }
 
 /// Why a request was refused without asking the engine: a closed set, because it becomes a label.
@@ -109,6 +110,7 @@ pub struct Gauges {
     pub ready: bool,
     /// Absent where it can't be asked for.
     pub disk: Option<Disk>,
+    pub files: engine::files::FileCounts,
 }
 
 /// The file system on which the data directory is.
@@ -233,6 +235,7 @@ impl Telemetry {
                 ["request"],
             ),
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
+            files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
             registry: make.0.clone(),
             routes: OnceLock::new(),
         };
@@ -324,6 +327,7 @@ impl Telemetry {
         if let Some(disk) = &now.disk {
             self.disk.set(disk);
         }
+        self.files_bytes.set(now.files.bytes as i64);
     }
 
     /// The whole page, in Prometheus' text format.

@@ -8,7 +8,7 @@ use sandglass::http::json;
 
 fuzz_target!(|bytes: &[u8]| {
     let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: true };
-    match json::parse(bytes).and_then(|body| CreateRun::spec(body, &allowed)) {
+    match json::parse(bytes).and_then(|body| CreateRun::spec(body, &allowed, &|_| None)) {
         Ok(spec) => {
             let (limits, maxima) = (&spec.limits, &allowed.maxima);
             assert!(limits.wall_time_ms <= maxima.wall_time_ms && limits.wall_time_ms > 0);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use engine::{Context, Executed, NoObserver, SandboxLauncher, Step, execute};
+use engine::{Context, Executed, Leases, NoObserver, SandboxLauncher, Step, execute};
 use futures_util::future::BoxFuture;
 use image::{ImageError, Images, Lease};
 use run::{Outcome, Profile, Pull, RunSpec};
@@ -95,7 +95,8 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
     let launcher =
         Passthrough::new(SandboxLauncher::new(Arc::clone(&local.launcher)).context("use the launcher")?);
     let images = Shown { images: local.images.clone(), quiet: arguments.quiet };
-    let context = Context { images: &images, launcher: &launcher, observer: &NoObserver };
+    let context =
+        Context { images: &images, launcher: &launcher, observer: &NoObserver, leases: &Leases::default() };
     let stdin = if arguments.interactive { stdin::piped()? } else { engine::Stdin::OfSpec };
     let cancel = CancellationToken::new();
     let watching = cancel_on_signals(cancel.clone())?;

@@ -1,12 +1,12 @@
 //! What the types of a request can't say: one function for each kind of value, pure, each telling
 //! everything that it finds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use run::{Command, FileContent, FileSpec, Limits, Stdin};
+use run::{Command, FileContent, FileId, FileSpec, Limits, Stdin};
 
-use super::create_run::{FileRequest, StdinBytes, StdinRequest};
+use super::content::{FileRequest, Lookup, StdinBytes, StdinFile, StdinRequest, StoredLength};
 use super::fields::child;
 use super::problem::BadValue;
 
@@ -16,6 +16,9 @@ const MAX_NAME_BYTES: usize = 255;
 const MAX_ID: u64 = 65_535;
 const PRIORITIES: std::ops::RangeInclusive<i64> = -1000..=1000;
 const PAGE_BYTES: u64 = 4096;
+
+/// Each is a descriptor on its way to the sandbox, and those are limited.
+const MAX_STORED_FILES: usize = 190;
 
 pub(super) fn check_priority(priority: i64, bad: &mut Vec<BadValue>) -> i32 {
     if !PRIORITIES.contains(&priority) {
@@ -122,13 +125,15 @@ pub(super) fn check_labels(labels: &BTreeMap<String, String>, bad: &mut Vec<BadV
     }
 }
 
-pub(super) fn check_stdin(stdin: Option<StdinRequest>, bad: &mut Vec<BadValue>) -> Stdin {
+pub(super) fn check_stdin(stdin: Option<StdinRequest>, lookup: Lookup<'_>, bad: &mut Vec<BadValue>) -> Stdin {
     match stdin {
         None => Stdin::Empty,
         Some(StdinRequest::Text(text)) => Stdin::Bytes(text.into_bytes()),
         Some(StdinRequest::Bytes(StdinBytes { base64 })) => {
             Stdin::Bytes(decode("/stdin/base64", &base64, bad).unwrap_or_default())
         }
+        Some(StdinRequest::File(StdinFile { file })) => check_stored("/stdin/file", &file, lookup, bad)
+            .map_or(Stdin::Empty, |found| Stdin::Stored(found.file)),
     }
 }
 
@@ -143,15 +148,18 @@ fn decode(at: &str, base64: &str, bad: &mut Vec<BadValue>) -> Option<Vec<u8>> {
 pub(super) fn check_files(
     requests: Vec<FileRequest>,
     limits: &Limits,
+    lookup: Lookup<'_>,
     bad: &mut Vec<BadValue>,
 ) -> Vec<FileSpec> {
-    let (mut bytes, mut inodes) = (0, 0);
+    let (mut bytes, mut inodes, mut stored) = (0, 0, BTreeSet::new());
     let mut files = Vec::with_capacity(requests.len());
     for (i, request) in requests.into_iter().enumerate() {
         inodes += request.path.split('/').filter(|name| !name.is_empty()).count() as u64;
-        if let Some(file) = check_file(&format!("/files/{i}"), request, bad) {
-            let FileContent::Bytes(content) = &file.content else { continue };
-            bytes += (content.len() as u64).next_multiple_of(PAGE_BYTES);
+        if let Some((file, len)) = check_file(&format!("/files/{i}"), request, lookup, bad) {
+            if let FileContent::Stored(file) = &file.content {
+                stored.insert(file.clone());
+            }
+            bytes += len.next_multiple_of(PAGE_BYTES);
             files.push(file);
         }
     }
@@ -165,10 +173,32 @@ pub(super) fn check_files(
         let detail = format!("may need {inodes} files and folders; the limit `inodes` is {}", limits.inodes);
         bad.push(BadValue::at("/files", detail));
     }
+    if stored.len() > MAX_STORED_FILES {
+        let detail = format!("name {} uploaded files; at most {MAX_STORED_FILES} are allowed", stored.len());
+        bad.push(BadValue::at("/files", detail));
+    }
     files
 }
 
-fn check_file(at: &str, request: FileRequest, bad: &mut Vec<BadValue>) -> Option<FileSpec> {
+/// The file of that id, if the client has uploaded one.
+pub(super) fn check_stored(
+    at: &str,
+    id: &str,
+    lookup: Lookup<'_>,
+    bad: &mut Vec<BadValue>,
+) -> Option<StoredLength> {
+    let found = id.parse::<FileId>().map_err(|error| error.to_string()).and_then(|id| {
+        lookup(&id).ok_or_else(|| "there is no such file; upload it with `POST /files`".to_owned())
+    });
+    found.map_err(|detail| bad.push(BadValue::at(at, detail))).ok()
+}
+
+fn check_file(
+    at: &str,
+    request: FileRequest,
+    lookup: Lookup<'_>,
+    bad: &mut Vec<BadValue>,
+) -> Option<(FileSpec, u64)> {
     let before = bad.len();
     if let Some(detail) = bad_path(&request.path) {
         bad.push(BadValue::at(format!("{at}/path"), detail));
@@ -187,16 +217,19 @@ fn check_file(at: &str, request: FileRequest, bad: &mut Vec<BadValue>) -> Option
     if mode.is_none() {
         bad.push(BadValue::at(format!("{at}/mode"), "must be permissions in octal from `0000` to `0777`"));
     }
-    let content = match (request.text, request.base64) {
-        (Some(text), None) => Some(text.into_bytes()),
-        (None, Some(base64)) => decode(&format!("{at}/base64"), &base64, bad),
+    let bytes = |bytes: Vec<u8>| (bytes.len() as u64, FileContent::Bytes(bytes));
+    let content = match (request.text, request.base64, request.file) {
+        (Some(text), None, None) => Some(bytes(text.into_bytes())),
+        (None, Some(base64), None) => decode(&format!("{at}/base64"), &base64, bad).map(bytes),
+        (None, None, Some(id)) => check_stored(&format!("{at}/file"), &id, lookup, bad)
+            .map(|found| (found.len, FileContent::Stored(found.file))),
         _ => {
-            bad.push(BadValue::at(at, "must have exactly one of `text` and `base64`"));
+            bad.push(BadValue::at(at, "must have exactly one of `text`, `base64` and `file`"));
             None
         }
     };
-    let content = FileContent::Bytes(content?);
-    (bad.len() == before).then_some(FileSpec { path: request.path, mode: mode?, content })
+    let (len, content) = content?;
+    (bad.len() == before).then_some((FileSpec { path: request.path, mode: mode?, content }, len))
 }
 
 #[cfg(test)]
@@ -261,7 +294,7 @@ mod tests {
             (vec![file("..", 0)], &["/files/0/path"]),
             (vec![file("../a", 0)], &[]),
         ] {
-            let found = complaints(|bad| drop(check_files(files.clone(), &limits, bad)));
+            let found = complaints(|bad| drop(check_files(files.clone(), &limits, &|_| None, bad)));
             assert_eq!(found, pointers, "{files:?}");
         }
     }

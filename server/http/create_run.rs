@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::checks::*;
+use super::content::{FileRequest, Lookup, StdinRequest, text};
 use super::fields::{self, Fields, child};
 use super::problem::{BadValue, Problem};
 
@@ -66,40 +67,6 @@ pub struct CreateRun {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Text, or bytes as base64.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = Stdin)]
-pub enum StdinRequest {
-    Text(String),
-    Bytes(StdinBytes),
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StdinBytes {
-    /// Standard alphabet, padded (RFC 4648, section 4).
-    #[schema(content_encoding = "base64", example = "aGVsbG8K")]
-    pub(super) base64: String,
-}
-
-/// One file that is written before the program starts. Exactly one of `text` and `base64`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = File, example = json!({"path": "in.txt", "text": "hello", "mode": "0644"}))]
-pub struct FileRequest {
-    /// Absolute, or relative to the working directory. Parents are created.
-    #[schema(min_length = 1, max_length = 4095, example = "data/in.txt")]
-    pub(super) path: String,
-    pub(super) text: Option<String>,
-    /// Standard alphabet, padded (RFC 4648, section 4).
-    #[schema(content_encoding = "base64")]
-    pub(super) base64: Option<String>,
-    /// Permissions in octal; `0644` if absent.
-    #[schema(pattern = "^0?[0-7]{3}$", example = "0644")]
-    pub(super) mode: Option<String>,
-}
-
 /// What the run can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -110,8 +77,8 @@ pub enum Network {
 
 impl CreateRun {
     /// The whole way from JSON to a valid spec.
-    pub fn spec(body: Value, allowed: &Allowed) -> Result<RunSpec, Problem> {
-        Self::read(body).and_then(|request| request.check(allowed)).map_err(Problem::invalid)
+    pub fn spec(body: Value, allowed: &Allowed, lookup: Lookup<'_>) -> Result<RunSpec, Problem> {
+        Self::read(body).and_then(|request| request.check(allowed, lookup)).map_err(Problem::invalid)
     }
 
     /// Types only: every field is there and is what it should be, or is named in the error.
@@ -138,7 +105,7 @@ impl CreateRun {
             image: image.unwrap_or_default(),
             cmd: fields.text("cmd"),
             args: fields.list("args", MAX_ARGS, text),
-            stdin: read_stdin(fields),
+            stdin: StdinRequest::read("stdin", fields),
             env: fields.texts("env", MAX_ENV).map(BTreeMap::from_iter),
             workdir: fields.text("workdir"),
             user: fields.text("user"),
@@ -164,7 +131,7 @@ impl CreateRun {
     }
 
     /// Values: everything that the types can't say.
-    fn check(self, allowed: &Allowed) -> Result<RunSpec, Vec<BadValue>> {
+    fn check(self, allowed: &Allowed, lookup: Lookup<'_>) -> Result<RunSpec, Vec<BadValue>> {
         let mut bad = Vec::new();
         let limits = self.limits.unwrap_or_default().resolve(&allowed.defaults, &allowed.maxima);
         let limits = limits.unwrap_or_else(|over| {
@@ -180,7 +147,7 @@ impl CreateRun {
         let labels = self.labels.unwrap_or_default();
         check_env(&env, &mut bad);
         check_labels(&labels, &mut bad);
-        let files = check_files(self.files.unwrap_or_default(), &limits, &mut bad);
+        let files = check_files(self.files.unwrap_or_default(), &limits, lookup, &mut bad);
         let priority = check_priority(self.priority.unwrap_or_default(), &mut bad);
         if self.profile == Some(Profile::Compat) && !allowed.compat {
             bad.push(BadValue::at(
@@ -188,7 +155,7 @@ impl CreateRun {
                 "`compat` is not offered here; use `strict`, or ask the operator for --allow-compat",
             ));
         }
-        let stdin = check_stdin(self.stdin, &mut bad);
+        let stdin = check_stdin(self.stdin, lookup, &mut bad);
         let command = check_command(self.cmd, self.args.unwrap_or_default(), &mut bad);
         let Some(command) = command.filter(|_| bad.is_empty()) else { return Err(bad) };
         Ok(RunSpec {
@@ -210,62 +177,6 @@ impl CreateRun {
 }
 
 // ---------------------------------------------------------------- types
-
-fn text(at: String, value: Value, bad: &mut Vec<BadValue>) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text),
-        other => {
-            bad.push(BadValue::at(at, format!("must be a string, not {}", fields::kind(&other))));
-            None
-        }
-    }
-}
-
-fn read_stdin(fields: &mut Fields<'_>) -> Option<StdinRequest> {
-    match fields.take("stdin")? {
-        Value::String(text) => Some(StdinRequest::Text(text)),
-        value @ Value::Object(_) => {
-            let mut inner = fields.open_child("stdin", value)?;
-            let before = inner.complaints();
-            if inner.take("file").is_some() {
-                inner.refuse("file", "is not offered yet by this version; use `base64`");
-            }
-            let base64 = inner.text("base64");
-            if base64.is_none() && inner.complaints() == before {
-                inner.refuse("base64", "is required");
-            }
-            inner.finish();
-            base64.map(|base64| StdinRequest::Bytes(StdinBytes { base64 }))
-        }
-        other => {
-            let kind = fields::kind(&other);
-            fields.refuse("stdin", format!("must be a string or an object with `base64`, not {kind}"));
-            None
-        }
-    }
-}
-
-impl FileRequest {
-    fn read(at: String, value: Value, bad: &mut Vec<BadValue>) -> Option<Self> {
-        let mut fields = Fields::open(at, value, bad)?;
-        let before = fields.complaints();
-        let path = fields.text("path");
-        if path.is_none() && fields.complaints() == before {
-            fields.refuse("path", "is required");
-        }
-        if fields.take("file").is_some() {
-            fields.refuse("file", "is not offered yet by this version; use `text` or `base64`");
-        }
-        let file = Self {
-            path: path.unwrap_or_default(),
-            text: fields.text("text"),
-            base64: fields.text("base64"),
-            mode: fields.text("mode"),
-        };
-        fields.finish();
-        Some(file)
-    }
-}
 
 /// Each limit by itself, so that each bad one is named.
 fn read_limits(fields: &mut Fields<'_>) -> Option<LimitsRequest> {
@@ -296,13 +207,6 @@ pub fn limit_names() -> Vec<String> {
 }
 
 #[cfg(test)]
-impl FileRequest {
-    pub(super) fn text(path: &str, text: String) -> Self {
-        Self { path: path.into(), text: Some(text), ..Self::default() }
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use run::{FileContent, Stdin};
     use serde_json::json;
@@ -312,7 +216,7 @@ mod tests {
 
     fn read(body: Value) -> Result<RunSpec, Vec<String>> {
         let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: false };
-        CreateRun::spec(body, &allowed)
+        CreateRun::spec(body, &allowed, &|_| None)
             .map_err(|problem| problem.errors.into_iter().filter_map(|bad| bad.pointer).collect())
     }
 
@@ -366,7 +270,7 @@ mod tests {
             (json!({"image": "a", "args": ["a", "b\u{0}"]}), &["/args/1"]),
             (json!({"image": "a", "args": vec![""; MAX_ARGS + 1]}), &["/args"]),
             (json!({"image": "a", "stdin": 5}), &["/stdin"]),
-            (json!({"image": "a", "stdin": {}}), &["/stdin/base64"]),
+            (json!({"image": "a", "stdin": {}}), &["/stdin"]),
             (json!({"image": "a", "stdin": {"base64": "!"}}), &["/stdin/base64"]),
             (json!({"image": "a", "stdin": {"file": "sha256:x"}}), &["/stdin/file"]),
             (json!({"image": "a", "env": {"A": 1}}), &["/env/A"]),

@@ -26,6 +26,7 @@ use super::{App, create_run, router};
     servers((url = "/")),
     tags(
         (name = "runs", description = "One command in one fresh sandbox"),
+        (name = "files", description = "What runs read and what they leave behind"),
         (name = "images", description = "What the server has and can be told to fetch"),
         (name = "server", description = "How it is and what it offers")
     )

@@ -1,6 +1,7 @@
 //! What other rooms call their errors, and which problem each is to a client.
 
 use engine::SubmitError;
+use engine::files::FilesError;
 use image::ImageError;
 
 use super::problem::{self, BadValue, Kind, Problem};
@@ -32,6 +33,27 @@ impl From<SubmitError> for Problem {
             SubmitError::Busy { retry_after } => problem::QUEUE_FULL.problem().retry_after(retry_after),
             SubmitError::Stopping => problem::DRAINING.problem(),
             SubmitError::LauncherLost => problem::LAUNCHER_LOST.problem(),
+            // It was there when the request was read.
+            SubmitError::NoSuchFile { .. } => {
+                let detail = format!("{error} any more; upload it again with `POST /files`");
+                Problem::invalid(vec![BadValue::at("/files", detail)])
+            }
+        }
+    }
+}
+
+impl From<FilesError> for Problem {
+    fn from(error: FilesError) -> Self {
+        match &error {
+            FilesError::TooLarge { .. } => problem::BODY_TOO_LARGE.detail(error.to_string()),
+            FilesError::Full { .. } => problem::FILES_FULL.detail(error.to_string()),
+            FilesError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                problem::FILES_FULL.detail("the disk is full")
+            }
+            FilesError::Io { .. } => {
+                tracing::error!(error = %Chain(&error), "the store of files failed");
+                problem::FILES_FAILED.problem()
+            }
         }
     }
 }

@@ -155,6 +155,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         mounts: app.mounts.live(),
         ready: not_ready(&app, disk).is_none(),
         disk,
+        files: app.files.counts(),
     });
     match app.telemetry.page() {
         Ok(page) => ([(header::CONTENT_TYPE, TEXT)], page).into_response(),

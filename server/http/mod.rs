@@ -7,12 +7,15 @@ pub mod layers;
 
 pub mod runs;
 
+pub mod files;
+
 pub mod images;
 
 pub mod health;
 
 pub mod body;
 mod checks;
+pub mod content;
 pub mod create_run;
 pub mod docs;
 pub mod errors;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::Engine;
+use engine::files::Files;
 use image::Images;
 use sandbox::protocol::Hello;
 
@@ -42,6 +46,7 @@ pub struct App {
     pub config: Config,
     pub engine: Engine,
     pub images: Images,
+    pub files: Files,
     pub hello: Hello,
     pub telemetry: Arc<Telemetry>,
     pub groups: Groups,

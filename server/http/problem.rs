@@ -33,6 +33,8 @@ kinds! {
         "No call has that path. `GET /openapi.json` lists every call.";
     RUN_NOT_FOUND = "run-not-found", 404, "There is no such run",
         "No run has that id, or it ended so long ago that it has been forgotten.";
+    FILE_NOT_FOUND = "file-not-found", 404, "There is no such file",
+        "You have uploaded no file of that id, or it has been dropped since; upload it again.";
     IMAGE_NOT_STORED = "image-not-stored", 404, "The image is not in the store",
         "The server has no such image. `POST /images` pulls one; `GET /images` lists those that are there.";
     METHOD_NOT_ALLOWED = "method-not-allowed", 405, "The path does not offer that method",
@@ -45,6 +47,8 @@ kinds! {
         "The body is larger than `body_bytes_max` allows.";
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type", 415, "The body must be JSON",
         "Send `Content-Type: application/json`. An absent type and curl's default are read as JSON too.";
+    NOT_A_FORM = "not-a-form", 400, "The body is not a file",
+        "The body broke off, or it says that it is a form and is none with exactly one part.";
     INVALID_REQUEST = "invalid-request", 422, "The request has values that can't be accepted",
         "Each entry of `errors` names one value, by JSON pointer or by parameter, and says what is allowed.";
     IMAGE_NOT_FOUND = "image-not-found", 422, "The image does not exist",
@@ -65,6 +69,8 @@ kinds! {
         "A request may have 32 KiB of address and headers.";
     QUEUE_FULL = "queue-full", 429, "The queue is full",
         "Every slot is busy and as many runs wait as the server lets wait. Try again after `retry_after_ms`.";
+    FILES_FAILED = "files-failed", 500, "The store of files failed",
+        "A file could not be written or read. This is the server's fault, not the file's.";
     SANDBOX_FAILED = "sandbox-failed", 500, "The sandbox failed",
         "The sandbox could not be set up or was lost. This is the server's fault, not the program's; `detail` \
          names the step.";
@@ -84,6 +90,8 @@ kinds! {
         "The process that starts sandboxes has died. The server is about to stop and be started again.";
     STORE_FULL = "store-full", 503, "The image store's disk is full",
         "There is no room for the image. Drop images with `DELETE /images/{reference}`, or make room.";
+    FILES_FULL = "files-full", 503, "There is no room for the file",
+        "The store of files is full of what runs use just now. Try again later, or ask the operator for more room.";
     PULL_TIMEOUT = "pull-timeout", 504, "The pull took too long",
         "The image did not arrive within the server's pull deadline. What has arrived is not lost; try again.";
 }

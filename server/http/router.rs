@@ -9,13 +9,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
-use super::{App, docs, health, images, layers, problem, runs};
+use super::{App, docs, files, health, images, layers, problem, runs};
 
 /// Every documented call.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(runs::create, runs::list))
         .routes(routes!(runs::get, runs::cancel))
+        .routes(routes!(files::upload))
+        .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))
         .routes(routes!(images::get, images::remove))
         .routes(routes!(health::info))

@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use run::{Outcome, Run, RunId, RunState};
 use serde::Serialize;
 
-use super::App;
 use super::body::JsonBody;
 use super::create_run::CreateRun;
 use super::prefer::Prefer;
 use super::problem::{self, Document, Problem};
 use super::query::{Parameters, RunPath};
 use super::reply::{self, OutcomeName, RunReply};
+use super::{App, files};
 
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 500;
@@ -53,7 +53,7 @@ pub async fn create(
     body: JsonBody,
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
-    let spec = CreateRun::spec(value, &app.allowed)?;
+    let spec = CreateRun::spec(value, &app.allowed, &files::lookup(&app))?;
     let handle = app.engine.submit(spec)?;
     let most_s = app.config.wait_max_s;
     let Some(patience) = prefer.patience(most_s) else {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use run::{ImageRef, Outcome, Output, Run, RunEvent, RunId, RunSpec, RunState, Timings};
+use run::{ImageRef, Outcome, Output, Run, RunEvent, RunId, RunSpec, RunState, StoredFile, Timings};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,10 +14,11 @@ use uuid::Uuid;
 
 use crate::admission::{Admission, Slot, Ticket};
 use crate::execute::{Executed, Stdin, Step, execute, ms};
+use crate::files::Files;
 use crate::launcher::Control;
 use crate::observer::{Observer, Rejection};
 use crate::store::{FinishedRuns, Keep};
-use crate::{Context, Images, Launcher};
+use crate::{Context, Images, Launcher, Leases};
 use sandbox::protocol::Event;
 
 /// How long a slot waits for the traces of its run to go.
@@ -38,6 +39,8 @@ pub struct Config {
     pub kept_for: Duration,
     /// Limits that this host can't enforce, as every run says.
     pub not_enforced: Vec<String>,
+    /// Where uploaded files are, if there are any.
+    pub files: Option<Files>,
 }
 
 /// Why a run was not taken.
@@ -49,6 +52,8 @@ pub enum SubmitError {
     Stopping,
     #[error("the launcher is gone")]
     LauncherLost,
+    #[error("there is no file {}", file.id)]
+    NoSuchFile { file: StoredFile },
 }
 
 /// How busy the engine is.
@@ -154,6 +159,8 @@ impl Engine {
         if inner.draining.is_cancelled() {
             return Err(SubmitError::Stopping);
         }
+        let leases = Leases::take(inner.config.files.as_ref(), &spec)
+            .map_err(|file| SubmitError::NoSuchFile { file })?;
         let ticket = inner.admission.enter(spec.priority).map_err(|full| {
             inner.observer.rejected(Rejection::QueueFull);
             SubmitError::Busy { retry_after: full.retry_after }
@@ -166,7 +173,7 @@ impl Engine {
             cancel: CancellationToken::new(),
         });
         inner.runs().live.insert(live.id, Arc::clone(&live));
-        inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, ticket));
+        inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, leases, ticket));
         Ok(RunHandle { live })
     }
 
@@ -359,7 +366,7 @@ async fn watch_launcher(inner: std::sync::Weak<Inner>, launcher: Arc<dyn Launche
 }
 
 /// The life of one run: queued → preparing → running → finished, and then the slot's.
-async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, mut ticket: Ticket) {
+async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, leases: Leases, mut ticket: Ticket) {
     let entered = Instant::now();
     let slot = tokio::select! {
         biased;
@@ -376,7 +383,12 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, mut ticket: Ti
     };
     inner.observer.dequeued(waited);
     live.enter(RunState::Preparing);
-    let context = Context { images: &*inner.images, launcher: &*inner.launcher, observer: &*inner.observer };
+    let context = Context {
+        images: &*inner.images,
+        launcher: &*inner.launcher,
+        observer: &*inner.observer,
+        leases: &leases,
+    };
     let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
     let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
     let control = executed.control.take();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::launcher::{Control, Launch, LaunchError, Launched};
 use crate::observer::{Observer, Startup};
 use crate::output::Collector;
-use crate::{Images, Launcher, plan};
+use crate::{Images, Launcher, Leases, plan, stdin};
 
 /// After the last process is dead its outputs end at once; this bounds what should not happen.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -26,6 +26,8 @@ pub struct Context<'a> {
     pub images: &'a dyn Images,
     pub launcher: &'a dyn Launcher,
     pub observer: &'a dyn Observer,
+    /// The uploaded files that the run reads.
+    pub leases: &'a Leases,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -155,13 +157,13 @@ async fn launch(
     stdin: Stdin,
 ) -> Result<Launched, Executed> {
     let internal = |what: &str, error: std::io::Error| Executed::sandbox_error(format!("{what}: {error}"));
-    let (files, descriptors) = plan::files(&spec.files).map_err(|error| internal("hold the files", error))?;
+    let (files, descriptors) =
+        plan::files(&spec.files, context.leases).map_err(|error| internal("hold the files", error))?;
     let launch_spec = plan::launch_spec(spec, lease, files)
         .map_err(|reason| Executed::without_a_run(Outcome::StartFailed { reason }))?;
     let stdin = match (stdin, &spec.stdin) {
         (Stdin::Descriptor(descriptor), _) => Ok(descriptor),
-        (Stdin::OfSpec, run::Stdin::Empty) => std::fs::File::open("/dev/null").map(OwnedFd::from),
-        (Stdin::OfSpec, run::Stdin::Bytes(bytes)) => sandbox::client::memfd("stdin", bytes),
+        (Stdin::OfSpec, wanted) => stdin::descriptor(wanted, context.leases),
     };
     let stdin = stdin.map_err(|error| internal("hold stdin", error))?;
     let launch = Launch { spec: launch_spec, stdin, files: descriptors };

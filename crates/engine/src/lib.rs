@@ -7,7 +7,10 @@ mod execute;
 mod admission;
 mod output;
 mod plan;
+mod stdin;
 mod store;
+
+pub mod files;
 
 mod images;
 mod launcher;
@@ -15,6 +18,7 @@ mod observer;
 
 pub use engine::{CancelOnDrop, Config, Counts, Engine, RunHandle, SubmitError};
 pub use execute::{Context, Executed, Stdin, Step, execute, problem_name};
+pub use files::Leases;
 pub use images::Images;
 pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLauncher};
 pub use observer::{NoObserver, Observer, Rejection, Startup};

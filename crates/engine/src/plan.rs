@@ -4,9 +4,12 @@
 use image::{ImageConfig, Lease, Rootfs};
 use run::{Command, FileContent, FileSpec, RunSpec};
 use sandbox::protocol::{self, LaunchFile, LaunchSpec, MAX_FILES};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+
+use crate::Leases;
 
 /// The program and its arguments. A `cmd` of the request replaces what the image wants to run; with
 /// only `args` they go to the image's entrypoint in place of its own.
@@ -66,9 +69,11 @@ pub(crate) fn without_walls(spec: &RunSpec) -> Vec<String> {
 }
 
 /// The files' descriptors and where in them each file is. All bytes of the request share one.
-pub(crate) fn files(specs: &[FileSpec]) -> io::Result<(Vec<LaunchFile>, Vec<OwnedFd>)> {
+/// An uploaded one is read by the launcher, straight from the store, however often it is laid in.
+pub(crate) fn files(specs: &[FileSpec], leases: &Leases) -> io::Result<(Vec<LaunchFile>, Vec<OwnedFd>)> {
     let mut bytes = Vec::new();
     let mut descriptors = Vec::new();
+    let mut stored_at = HashMap::new();
     let mut files = Vec::with_capacity(specs.len());
     for spec in specs {
         let (descriptor, offset, len) = match &spec.content {
@@ -76,6 +81,18 @@ pub(crate) fn files(specs: &[FileSpec]) -> io::Result<(Vec<LaunchFile>, Vec<Owne
                 let offset = bytes.len() as u64;
                 bytes.extend_from_slice(content);
                 (0, offset, content.len() as u64)
+            }
+            FileContent::Stored(stored) => {
+                let lease = leases.get(stored)?;
+                let place = match stored_at.get(stored) {
+                    Some(place) => *place,
+                    None => {
+                        descriptors.push(lease.open()?.into());
+                        stored_at.insert(stored, descriptors.len());
+                        descriptors.len()
+                    }
+                };
+                (place, 0, lease.len())
             }
             FileContent::Local(path) => {
                 let file = File::open(path)
@@ -94,7 +111,7 @@ pub(crate) fn files(specs: &[FileSpec]) -> io::Result<(Vec<LaunchFile>, Vec<Owne
     if descriptors.len() > MAX_FILES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("more than {} local files", MAX_FILES - 1),
+            format!("more than {} files that are not part of the request", MAX_FILES - 1),
         ));
     }
     Ok((files, descriptors))
@@ -145,10 +162,11 @@ mod tests {
             mode: 0o644,
             content: FileContent::Bytes(content.to_vec()),
         };
-        let (placed, descriptors) = files(&[file("a", b"one"), file("b", b""), file("c", b"three")]).unwrap();
+        let (placed, descriptors) =
+            files(&[file("a", b"one"), file("b", b""), file("c", b"three")], &Leases::default()).unwrap();
         assert_eq!(descriptors.len(), 1);
         let places: Vec<_> = placed.iter().map(|file| (file.descriptor, file.offset, file.len)).collect();
         assert_eq!(places, [(0, 0, 3), (0, 3, 0), (0, 3, 5)]);
-        assert!(files(&[]).unwrap().1.is_empty());
+        assert!(files(&[], &Leases::default()).unwrap().1.is_empty());
     }
 }

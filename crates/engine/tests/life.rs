@@ -152,6 +152,7 @@ fn engine_with(script: Script, slots: usize, queue_capacity: usize) -> (Engine, 
         kept_bytes: 1 << 20,
         kept_for: Duration::from_secs(60),
         not_enforced: vec!["cpus".into()],
+        files: None,
     };
     let launcher: Arc<dyn Launcher> = Arc::clone(&script) as _;
     (Engine::new(config, Arc::new(AnyImage), launcher, Arc::new(NoObserver)), script)

@@ -2,12 +2,14 @@
 //! Nothing here does I/O; everything here is data or a pure decision over data.
 
 mod command;
+mod file;
 mod limits;
 mod outcome;
 mod record;
 mod spec;
 
 pub use command::{BadCommand, Command, MAX_WORD_BYTES, MAX_WORDS_BYTES};
+pub use file::{BadFileId, FileId, StoredFile};
 pub use limits::{BadLimit, Limits, LimitsRequest, Maxima};
 pub use outcome::{Evidence, Exit, KilledFor, Outcome, SetupFailure, Stream, signal_name};
 pub use record::{

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BadCommand, Command, Limits};
+use crate::{BadCommand, Command, Limits, StoredFile};
 
 /// One valid request to run one command.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +48,19 @@ impl RunSpec {
         }
     }
 
+    /// The uploaded files that this run reads.
+    pub fn stored_files(&self) -> impl Iterator<Item = &StoredFile> {
+        let laid_in = self.files.iter().filter_map(|file| match &file.content {
+            FileContent::Stored(stored) => Some(stored),
+            FileContent::Bytes(_) | FileContent::Local(_) => None,
+        });
+        let read = match &self.stdin {
+            Stdin::Stored(stored) => Some(stored),
+            Stdin::Empty | Stdin::Bytes(_) => None,
+        };
+        laid_in.chain(read)
+    }
+
     /// Checks environment entries: a key is not empty and has neither `=` nor NUL.
     pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), BadCommand> {
         for (key, value) in env {
@@ -66,6 +79,7 @@ pub enum Stdin {
     #[default]
     Empty,
     Bytes(Vec<u8>),
+    Stored(StoredFile),
 }
 
 /// A file that is laid into the sandbox before the command starts.
@@ -80,6 +94,7 @@ pub struct FileSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileContent {
     Bytes(Vec<u8>),
+    Stored(StoredFile),
     /// A file of the machine on which the command line runs; never reachable over HTTP.
     Local(std::path::PathBuf),
 }

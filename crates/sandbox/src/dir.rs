@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 
+use crate::sys;
+
 pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     Ok(nix::fcntl::open(path, flags, Mode::empty())?)
@@ -67,9 +69,27 @@ fn find_key(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// Copies at most `len` bytes from `offset` on; a file that turns out shorter is an error.
+/// Copies `len` bytes from `offset` on; a file that turns out shorter is an error. The kernel copies from
+/// page to page where it can, so that the bytes don't pass through this process.
 pub(crate) fn copy_range(from: &OwnedFd, mut offset: u64, len: u64, to: &mut File) -> io::Result<()> {
     let mut left = len;
+    while left > 0 {
+        let want = usize::try_from(left).unwrap_or(usize::MAX);
+        match sys::send_file(to.as_fd(), from.as_fd(), offset, want) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(sent) => {
+                offset += sent as u64;
+                left -= sent as u64;
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EINVAL | Errno::ENOSYS) => return copy_by_hand(from, offset, left, to),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &OwnedFd, mut offset: u64, mut left: u64, to: &mut File) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
     while left > 0 {
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());

@@ -176,6 +176,19 @@ pub(crate) fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Resul
     Ok((message.bytes, fds))
 }
 
+/// Copies from the file `from` to `to` inside the kernel; returns how much.
+pub(crate) fn send_file(
+    to: BorrowedFd<'_>,
+    from: BorrowedFd<'_>,
+    offset: u64,
+    count: usize,
+) -> Result<usize> {
+    let mut offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: `offset` outlives the call; nothing else in memory is touched.
+    let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, count) };
+    Errno::result(sent).map(|sent| sent as usize)
+}
+
 pub(crate) fn memfd(name: &str, flags: u32) -> Result<OwnedFd> {
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     // SAFETY: `name` outlives the call.

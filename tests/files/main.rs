@@ -1,0 +1,3 @@
+//! Files that are uploaded once and read by many runs, and files that runs leave behind.
+
+mod uploads;
