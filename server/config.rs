@@ -10,6 +10,8 @@ use run::{Limits, Maxima};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::keys;
+
 macro_rules! config {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
         /// The whole configuration. A name that is not here is refused, so that a typo is found.
@@ -86,7 +88,7 @@ config! {
     allow_host_image: bool = false;
     /// Let requests say `profile: compat`: more of /proc, and seven capabilities over the run's own ids
     allow_compat: bool = false;
-    /// Listen on an address that others can reach, although anybody may then run code here
+    /// Listen on an address that others can reach, although there are no keys and anybody may then run code here
     allow_open_network: bool = false;
     /// Walls and limits that may be missing; the server refuses to start without the others
     allow_degraded: Vec<String> = Vec::new();
@@ -186,9 +188,10 @@ impl Config {
             format!("listen is {:?}; it must be like 127.0.0.1:8080 or unix:/path", self.listen)
         })?;
         ensure!(
-            address.ip().is_loopback() || self.allow_open_network,
-            "{address} can be reached by others and no keys are set up: anybody could run code here; listen on \
-             127.0.0.1, or say --allow-open-network if something else keeps strangers out"
+            address.ip().is_loopback() || self.allow_open_network || keys::file::exists(&self.data_dir),
+            "{address} can be reached by others and there are no keys: anybody could run code here; make a key with \
+             `sandglass key create`, listen on 127.0.0.1, or say --allow-open-network if something else keeps \
+             strangers out"
         );
         Ok(Listen::Tcp(address))
     }
@@ -395,6 +398,15 @@ mod tests {
         }
         let open = Config { listen: "0.0.0.0:80".into(), allow_open_network: true, ..Config::default() };
         assert!(open.listen_at().is_ok());
+    }
+
+    #[test]
+    fn keys_let_others_reach_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { listen: "0.0.0.0:80".into(), data_dir: dir.path().into(), ..Config::default() };
+        assert!(config.listen_at().is_err());
+        keys::KeyFile::change(dir.path(), |_| Ok(())).unwrap();
+        assert!(config.listen_at().is_ok());
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub mod rootless;
 
 pub mod http;
 
+pub mod keys;
+
 pub mod layers;
 pub mod leaks;
 pub mod log;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
 use crate::config::Config;
+use crate::keys;
 
 /// Whom the server becomes where the machine has no user of that name. Nobody else has this number:
 /// it is above what distributions hand out and below the ids of runs.
@@ -74,6 +75,11 @@ pub fn prepare_folders(config: &Config, server: Option<Identity>) -> anyhow::Res
             .with_context(|| format!("make {}", path.display()))
     };
     make(&config.data_dir, 0o755)?;
+    make(&keys::file::folder(&config.data_dir), 0o750)?;
+    if let Some(identity) = server {
+        show(&keys::file::folder(&config.data_dir), identity)
+            .with_context(|| format!("show the keys in {} to the server", config.data_dir.display()))?;
+    }
     for dir in [config.records_dir(), config.files_dir()] {
         make(&dir, 0o700)?;
         if let Some(identity) = server {
@@ -92,6 +98,15 @@ fn give(path: &Path, to: Identity) -> std::io::Result<()> {
         }
     }
     std::os::unix::fs::lchown(path, Some(to.uid), Some(to.gid))
+}
+
+/// Lets the server read what stays its owner's to write: hashes of keys.
+fn show(folder: &Path, to: Identity) -> std::io::Result<()> {
+    std::os::unix::fs::lchown(folder, None, Some(to.gid))?;
+    for entry in fs::read_dir(folder)? {
+        std::os::unix::fs::lchown(entry?.path(), None, Some(to.gid))?;
+    }
+    Ok(())
 }
 
 /// The folder with Docker's credentials, as the server can read it: root's own is out of its reach,

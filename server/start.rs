@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
+use crate::keys::{KeyRing, Ledger};
 use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
 use crate::selftest::{self, Canary};
@@ -84,6 +85,7 @@ pub async fn serve(
     closing.cancel();
     serving.await.context("serve")??;
     app.images.close().await;
+    app.ledger.write().await;
     tracing::info!("stopped");
     Ok(end)
 }
@@ -95,7 +97,9 @@ async fn assemble(
     docker: Option<PathBuf>,
     canary: Canary,
 ) -> anyhow::Result<Arc<App>> {
-    let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity));
+    let ledger = Arc::new(Ledger::open(&config.data_dir));
+    let keys = Arc::new(KeyRing::open(&config.data_dir, Arc::clone(&ledger))?);
+    let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity, Arc::clone(&ledger)));
     let document = docs::document();
     telemetry
         .expect_routes(docs::calls(&document).iter().map(|(path, method)| (path.as_str(), method.as_str())));
@@ -115,6 +119,7 @@ async fn assemble(
     let launcher: Arc<dyn engine::Launcher> =
         Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
+    watch_keys(&keys, &ledger);
     let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
     Ok(Arc::new(App {
         allowed: create_run::Allowed {
@@ -132,6 +137,8 @@ async fn assemble(
         engine,
         images,
         files,
+        keys,
+        ledger,
         hello,
         telemetry,
         groups,
@@ -148,6 +155,17 @@ fn open_files(config: &Config) -> anyhow::Result<Files> {
         keep_for: Duration::from_secs(config.files_kept_for_s),
     };
     Files::open(settings).with_context(|| format!("open the uploaded files in {}", dir.display()))
+}
+
+/// For as long as the runtime lives: the file with the keys is looked at, and what was used written down.
+fn watch_keys(keys: &Arc<KeyRing>, ledger: &Arc<Ledger>) {
+    let (keys, ledger) = (Arc::clone(keys), Arc::clone(ledger));
+    tokio::spawn(async move {
+        if let Err(error) = keys.watch().await {
+            tracing::error!(%error, "can't hear SIGHUP; changes of the keys are not seen until a restart");
+        }
+    });
+    tokio::spawn(async move { ledger.keep().await });
 }
 
 /// The image store over the launcher's verbs.

@@ -5,7 +5,7 @@
 mod make;
 
 use std::collections::HashSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::Method;
@@ -16,6 +16,7 @@ use prometheus::{
 };
 use run::{KilledFor, Outcome, Run};
 
+use crate::keys::Ledger;
 use crate::leaks::Disk;
 
 const HTTP_S: &[f64] =
@@ -82,6 +83,8 @@ pub struct Telemetry {
     evictions: IntCounterVec,
     coalesced: IntCounter,
     files_bytes: IntGauge,
+    /// What each principal has used.
+    ledger: Arc<Ledger>,
 }
 
 /// Why a request was refused without asking the engine: a closed set, because it becomes a label.
@@ -123,7 +126,7 @@ struct DiskGauges {
 }
 
 impl Telemetry {
-    pub fn new(slots: usize, queue_capacity: usize) -> Self {
+    pub fn new(slots: usize, queue_capacity: usize, ledger: Arc<Ledger>) -> Self {
         let make = Make(Registry::new());
         let outcomes = &Outcome::NAMES;
         let results = PULL_RESULTS.map(image::PullResult::as_str);
@@ -238,6 +241,7 @@ impl Telemetry {
             files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
             registry: make.0.clone(),
             routes: OnceLock::new(),
+            ledger,
         };
         telemetry.begin(&make, slots, queue_capacity);
         telemetry
@@ -296,6 +300,12 @@ impl Telemetry {
         if runs > 0 {
             tracing::warn!(runs, "removed what a server that died had left of its runs");
         }
+    }
+
+    /// A request without a key that is good for it; `problem` is one of a few names.
+    pub fn not_let_in(&self, problem: &'static str) {
+        self.rejected.with_label_values(&["auth"]).inc();
+        tracing::warn!(problem, "a request was not let in");
     }
 
     fn overshot(&self, limit: &str, by: Duration) {
@@ -427,6 +437,7 @@ impl engine::Observer for Telemetry {
             Some((KilledFor::CpuTime, by)) => self.overshot("cpu", by),
             _ => {}
         }
+        self.ledger.finished(run);
         say_finished(run, outcome);
     }
 
@@ -446,6 +457,7 @@ fn say_finished(run: &Run, outcome: &str) {
     let ending = run.outcome.as_ref().map(|outcome| outcome.message(&run.limits)).unwrap_or_default();
     tracing::info!(
         run.id = %id,
+        principal = (!run.principal.is_anonymous()).then(|| run.principal.as_str()),
         outcome,
         ending = %ending.escape_debug(),
         wall_ms,

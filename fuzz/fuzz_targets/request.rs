@@ -2,13 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use run::{Limits, Maxima};
+use run::{Limits, Maxima, Principal};
 use sandglass::http::create_run::{Allowed, CreateRun};
 use sandglass::http::json;
 
 fuzz_target!(|bytes: &[u8]| {
     let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: true };
-    match json::parse(bytes).and_then(|body| CreateRun::spec(body, &allowed, &|_| None)) {
+    match json::parse(bytes).and_then(|body| CreateRun::spec(body, &allowed, Principal::anonymous(), &|_| None)) {
         Ok(spec) => {
             let (limits, maxima) = (&spec.limits, &allowed.maxima);
             assert!(limits.wall_time_ms <= maxima.wall_time_ms && limits.wall_time_ms > 0);

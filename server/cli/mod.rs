@@ -4,6 +4,7 @@ pub mod flags;
 
 pub mod doctor;
 pub mod images;
+pub mod key;
 pub mod openapi;
 pub mod pull;
 pub mod run;
@@ -37,6 +38,8 @@ pub enum Command {
     Pull(pull::Arguments),
     /// List the images of this machine's store
     Images(images::Arguments),
+    /// Make, list and take back the keys with which a server is asked
+    Key(key::Arguments),
     /// Say what this machine's kernel offers, what is missing and how to get it
     Doctor(doctor::Arguments),
     /// Print the OpenAPI document
@@ -63,6 +66,7 @@ impl Cli {
             Command::Run(arguments) => return run::main(&arguments),
             Command::Pull(arguments) => pull::main(&arguments),
             Command::Images(arguments) => images::main(&arguments),
+            Command::Key(arguments) => key::main(&arguments),
             Command::Doctor(arguments) => doctor::main(&arguments),
             Command::Openapi(arguments) => openapi::main(&arguments),
         };

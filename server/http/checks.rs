@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use run::{Command, FileContent, FileId, FileSpec, Limits, Stdin};
+use run::{Command, FileContent, FileId, FileSpec, Limits, Principal, Stdin};
 
 use super::content::{FileRequest, Lookup, StdinBytes, StdinFile, StdinRequest, StoredLength};
 use super::fields::child;
-use super::problem::BadValue;
+use super::problem::{self, BadValue, Problem};
 
 const MAX_IMAGE_BYTES: usize = 512;
 const MAX_PATH_BYTES: usize = 4095;
@@ -35,6 +35,20 @@ pub(super) fn check_image(image: &str, bad: &mut Vec<BadValue>) {
     } else if let Err(error) = image::Images::check_reference(image) {
         bad.push(BadValue::at("/image", error.to_string()));
     }
+}
+
+/// An image that is not on the list of the caller's key is refused like one that the operator does not allow.
+pub(super) fn check_image_is_allowed(image: &str, principal: &Principal) -> Result<(), Problem> {
+    if principal.quota.images.is_empty() {
+        return Ok(());
+    }
+    let full = image::Images::full_name(image)?;
+    if principal.may_use_image(&full) {
+        return Ok(());
+    }
+    let allowed: Vec<_> = principal.quota.images.iter().map(|pattern| pattern.0.as_str()).collect();
+    let detail = format!("{full} is not among the images of this key: {}", allowed.join(", "));
+    Err(problem::IMAGE_NOT_ALLOWED.detail(detail))
 }
 
 pub(super) fn check_command(

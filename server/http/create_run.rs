@@ -2,8 +2,9 @@
 //! First the types of all fields, then their values; each pass tells all that it finds.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use run::{Limits, LimitsRequest, Maxima, OnOutputLimit, OutputEncoding, Profile, Pull, RunSpec};
+use run::{Limits, LimitsRequest, Maxima, OnOutputLimit, OutputEncoding, Principal, Profile, Pull, RunSpec};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -25,6 +26,18 @@ pub struct Allowed {
     pub maxima: Maxima,
     /// Whether `profile: compat` is.
     pub compat: bool,
+}
+
+impl Allowed {
+    /// The same for somebody whose key allows less; `None` where it does not.
+    fn to(&self, principal: &Principal) -> Option<Self> {
+        let own = &principal.quota.maxima;
+        if *own == LimitsRequest::default() {
+            return None;
+        }
+        let maxima = self.maxima.capped_by(own);
+        Some(Self { defaults: self.defaults.capped_by(&maxima), maxima, compat: self.compat })
+    }
 }
 
 /// One command of one image, to be run in one fresh sandbox. `null` is the same as absent.
@@ -77,8 +90,17 @@ pub enum Network {
 
 impl CreateRun {
     /// The whole way from JSON to a valid spec.
-    pub fn spec(body: Value, allowed: &Allowed, lookup: Lookup<'_>) -> Result<RunSpec, Problem> {
-        Self::read(body).and_then(|request| request.check(allowed, lookup)).map_err(Problem::invalid)
+    pub fn spec(
+        body: Value,
+        allowed: &Allowed,
+        principal: &Arc<Principal>,
+        lookup: Lookup<'_>,
+    ) -> Result<RunSpec, Problem> {
+        let request = Self::read(body).map_err(Problem::invalid)?;
+        let own = allowed.to(principal);
+        let spec = request.check(own.as_ref().unwrap_or(allowed), lookup).map_err(Problem::invalid)?;
+        check_image_is_allowed(&spec.image, principal)?;
+        Ok(RunSpec { principal: Arc::clone(principal), ..spec })
     }
 
     /// Types only: every field is there and is what it should be, or is named in the error.
@@ -216,7 +238,7 @@ mod tests {
 
     fn read(body: Value) -> Result<RunSpec, Vec<String>> {
         let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: false };
-        CreateRun::spec(body, &allowed, &|_| None)
+        CreateRun::spec(body, &allowed, Principal::anonymous(), &|_| None)
             .map_err(|problem| problem.errors.into_iter().filter_map(|bad| bad.pointer).collect())
     }
 

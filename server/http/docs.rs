@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::problem::{self, Kind};
-use super::{App, create_run, router};
+use super::{App, auth, create_run, router};
 
 #[derive(Debug, OpenApi)]
 #[openapi(
@@ -52,6 +52,10 @@ pub fn document() -> Value {
     for (name, most) in [("env", create_run::MAX_ENV), ("labels", create_run::MAX_LABELS)] {
         schemas["CreateRun"]["properties"][name]["maxProperties"] = json!(most);
     }
+    document["components"]["securitySchemes"]["key"] = json!({
+        "type": "http", "scheme": "bearer",
+        "description": "A key that an operator made with `sandglass key create`. A server without keys asks for none."
+    });
     document
 }
 
@@ -69,6 +73,11 @@ fn add_common_problems(path: &str, method: &str, operation: &mut Value) {
             &problem::UNSUPPORTED_MEDIA_TYPE,
             &problem::INVALID_REQUEST,
         ]);
+    }
+    if auth::is_guarded(path) {
+        kinds.extend([&problem::UNAUTHORIZED, &problem::INSUFFICIENT_SCOPE]);
+        // With and without: a server without keys asks for none.
+        operation["security"] = json!([{}, {"key": []}]);
     }
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     for kind in kinds {

@@ -19,13 +19,11 @@ use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
 
 use super::App;
+use super::auth::Caller;
 use super::content::StoredLength;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
 use super::reply;
-
-/// Where nobody has a name, all files are one owner's.
-const OWNER: &str = "";
 
 /// How much of a file is read at once on its way out.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -53,16 +51,17 @@ impl From<FileInfo> for FileReply {
 }
 
 /// How long the client's file of that id is, for checks of requests that name it.
-pub(super) fn lookup(app: &App) -> impl Fn(&FileId) -> Option<StoredLength> {
-    let files = app.files.clone();
+pub(super) fn lookup(app: &App, caller: &Caller) -> impl Fn(&FileId) -> Option<StoredLength> + use<> {
+    let (files, caller) = (app.files.clone(), caller.clone());
     move |id| {
-        let file = stored(*id);
+        let file = stored(*id, &caller);
         files.get(&file).map(|info| StoredLength { file, len: info.size_bytes })
     }
 }
 
-fn stored(id: FileId) -> StoredFile {
-    StoredFile { owner: OWNER.into(), id }
+/// The caller's own file of that id: what others have uploaded does not exist.
+fn stored(id: FileId, caller: &Caller) -> StoredFile {
+    StoredFile { owner: caller.principal.name.as_str().into(), id }
 }
 
 /// Keeps a file under the hash of its content, for `files` and `stdin` of runs.
@@ -78,13 +77,18 @@ fn stored(id: FileId) -> StoredFile {
          content_type = "application/problem+json"),
         (status = 503, description = "There is no room for the file", body = Document,
          content_type = "application/problem+json")))]
-pub async fn upload(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+pub async fn upload(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Problem> {
     let headers = request.headers();
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(problem::UNSUPPORTED_MEDIA_TYPE.detail("send the file without `Content-Encoding`"));
     }
     let form = media_type(headers).is_some_and(|media| media == "multipart/form-data");
-    let info = if form { of_form(&app, request).await? } else { of_body(&app, request).await? };
+    let info =
+        if form { of_form(&app, &caller, request).await? } else { of_body(&app, &caller, request).await? };
     let location = HeaderValue::try_from(format!("/files/{}", info.id));
     let mut reply = (StatusCode::CREATED, Json(FileReply::from(info))).into_response();
     reply.headers_mut().extend(location.ok().map(|path| (header::LOCATION, path)));
@@ -96,15 +100,15 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
     Some(text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-async fn of_body(app: &App, request: Request) -> Result<FileInfo, Problem> {
+async fn of_body(app: &App, caller: &Caller, request: Request) -> Result<FileInfo, Problem> {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
-    let upload = app.files.begin(OWNER, announced)?;
+    let upload = app.files.begin(caller.principal.name.as_str(), announced)?;
     receive(app, upload, request.into_body().into_data_stream()).await
 }
 
 /// A form with exactly one part, whatever that is called.
-async fn of_form(app: &App, mut request: Request) -> Result<FileInfo, Problem> {
+async fn of_form(app: &App, caller: &Caller, mut request: Request) -> Result<FileInfo, Problem> {
     // The file's size is bounded by the store.
     DefaultBodyLimit::disable().apply(&mut request);
     let bad = |detail: String| problem::NOT_A_FORM.detail(detail);
@@ -114,7 +118,7 @@ async fn of_form(app: &App, mut request: Request) -> Result<FileInfo, Problem> {
     let Some(part) = part.map_err(|error| bad(error.body_text()))? else {
         return Err(bad("the form has no part; send the file as one, as `curl -F file=@NAME` does".into()));
     };
-    let info = receive(app, app.files.begin(OWNER, None)?, part).await?;
+    let info = receive(app, app.files.begin(caller.principal.name.as_str(), None)?, part).await?;
     match timeout(patience(app), form.next_field()).await {
         Err(_) => Err(problem::BODY_TIMEOUT.problem()),
         Ok(Ok(None)) => Ok(info),
@@ -152,8 +156,12 @@ fn patience(app: &App) -> Duration {
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
               (status = 404, description = "You have uploaded no such file", body = Document,
                content_type = "application/problem+json")))]
-pub async fn get(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<Response, Problem> {
-    let file = named(&id)?;
+pub async fn get(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    PathText(id): PathText,
+) -> Result<Response, Problem> {
+    let file = named(&id, &caller)?;
     let lease = app.files.lease(&file).ok_or_else(not_found)?;
     let opened = lease.open().map_err(|error| {
         tracing::error!(%error, "a stored file can't be opened");
@@ -174,8 +182,12 @@ pub async fn get(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<
     params(("id" = String, Path, description = "The file's id", example = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")),
     responses((status = 200, description = "The file is there"),
               (status = 404, description = "You have uploaded no such file")))]
-pub async fn head(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<Response, Problem> {
-    let info = app.files.get(&named(&id)?).ok_or_else(not_found)?;
+pub async fn head(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    PathText(id): PathText,
+) -> Result<Response, Problem> {
+    let info = app.files.get(&named(&id, &caller)?).ok_or_else(not_found)?;
     Ok((entity(info.id, info.size_bytes), ()).into_response())
 }
 
@@ -185,13 +197,17 @@ pub async fn head(State(app): State<Arc<App>>, PathText(id): PathText) -> Result
     responses((status = 204, description = "The file is forgotten"),
               (status = 404, description = "You have uploaded no such file", body = Document,
                content_type = "application/problem+json")))]
-pub async fn remove(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<StatusCode, Problem> {
-    if app.files.remove(&named(&id)?) { Ok(StatusCode::NO_CONTENT) } else { Err(not_found()) }
+pub async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    PathText(id): PathText,
+) -> Result<StatusCode, Problem> {
+    if app.files.remove(&named(&id, &caller)?) { Ok(StatusCode::NO_CONTENT) } else { Err(not_found()) }
 }
 
 /// What is no id names no file.
-fn named(id: &str) -> Result<StoredFile, Problem> {
-    id.parse().map(stored).map_err(|_| not_found())
+fn named(id: &str, caller: &Caller) -> Result<StoredFile, Problem> {
+    id.parse().map(|id| stored(id, caller)).map_err(|_| not_found())
 }
 
 fn not_found() -> Problem {

@@ -13,7 +13,9 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::App;
+use super::auth::Caller;
 use super::body::JsonBody;
+use super::checks::check_image_is_allowed;
 use super::fields::Fields;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
@@ -103,8 +105,9 @@ impl PullImage {
 /// Lists the images of the store, the most recently used first.
 #[utoipa::path(get, path = "/images", operation_id = "list_images", tag = "images",
     responses((status = 200, description = "Every image", body = ImageList)))]
-pub async fn list(State(app): State<Arc<App>>) -> Json<ImageList> {
-    Json(ImageList { images: app.images.list().into_iter().map(Into::into).collect() })
+pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList> {
+    let may_use = |image: &ImageInfo| caller.principal.may_use_image(&image.reference);
+    Json(ImageList { images: app.images.list().into_iter().filter(may_use).map(Into::into).collect() })
 }
 
 /// Fetches an image ahead of its first run and answers when it is here.
@@ -118,8 +121,13 @@ pub async fn list(State(app): State<Arc<App>>) -> Json<ImageList> {
          content_type = "application/problem+json"),
         (status = 504, description = "The pull took too long", body = Document,
          content_type = "application/problem+json")))]
-pub async fn pull(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<ImageReply>, Problem> {
+pub async fn pull(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<ImageReply>, Problem> {
     let request = PullImage::read(body.value)?;
+    check_image_is_allowed(&request.image, &caller.principal)?;
     if app.engine.is_draining() {
         return Err(problem::DRAINING.problem());
     }
@@ -146,8 +154,10 @@ pub async fn pull(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Im
                content_type = "application/problem+json")))]
 pub async fn get(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathText(reference): PathText,
 ) -> Result<Json<ImageReply>, Problem> {
+    must_see(&reference, &caller)?;
     Ok(Json(app.images.get(&reference).map_err(|error| not_stored(&reference, error))?.into()))
 }
 
@@ -160,10 +170,19 @@ pub async fn get(
                content_type = "application/problem+json")))]
 pub async fn remove(
     State(app): State<Arc<App>>,
+    caller: Caller,
     PathText(reference): PathText,
 ) -> Result<StatusCode, Problem> {
+    must_see(&reference, &caller)?;
     app.images.remove(&reference).await.map_err(|error| not_stored(&reference, error))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is not on the list of the caller's key is not there for that caller.
+fn must_see(reference: &str, caller: &Caller) -> Result<(), Problem> {
+    let full = image::Images::full_name(reference).map_err(|error| not_stored(reference, error))?;
+    let hidden = ImageError::NotPresent { reference: String::new() };
+    if caller.principal.may_use_image(&full) { Ok(()) } else { Err(not_stored(reference, hidden)) }
 }
 
 /// A name that can't be an image's is in no store either.

@@ -18,6 +18,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::App;
+use super::auth;
 use super::problem::{self, Problem};
 use crate::telemetry::RefusedFor;
 
@@ -37,6 +38,7 @@ pub fn apply(router: Router, app: &Arc<App>) -> Router {
         .layer(from_fn(check_size))
         .layer(from_fn_with_state(Arc::clone(app), check_caller))
         .layer(cors(&app.config.allowed_origins))
+        .layer(from_fn_with_state(Arc::clone(app), auth::authenticate))
         .layer(from_fn(check_accept));
     router.layer(layers)
 }
@@ -215,6 +217,7 @@ fn cors(origins: &[String]) -> tower::util::Either<CorsLayer, tower::layer::util
         .expose_headers([
             header::LOCATION,
             header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
             REQUEST_ID,
             HeaderName::from_static("server-timing"),
         ]);

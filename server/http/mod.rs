@@ -5,6 +5,8 @@ pub mod router;
 
 pub mod layers;
 
+pub mod auth;
+
 pub mod runs;
 
 pub mod files;
@@ -12,6 +14,8 @@ pub mod files;
 pub mod images;
 
 pub mod health;
+
+pub mod principals;
 
 pub mod body;
 mod checks;
@@ -37,6 +41,7 @@ use image::Images;
 use sandbox::protocol::Hello;
 
 use crate::config::Config;
+use crate::keys::Ledger;
 use crate::leaks::{Groups, Mounts};
 use crate::telemetry::Telemetry;
 
@@ -47,6 +52,8 @@ pub struct App {
     pub engine: Engine,
     pub images: Images,
     pub files: Files,
+    pub keys: Arc<dyn auth::Authenticator>,
+    pub ledger: Arc<Ledger>,
     pub hello: Hello,
     pub telemetry: Arc<Telemetry>,
     pub groups: Groups,

@@ -23,6 +23,12 @@ kinds! {
     NOT_JSON = "not-json", 400, "The body is not JSON",
         "The body could not be read as one JSON value. Duplicate keys, a byte order mark, more than 32 levels \
          of nesting and anything after the value count as not JSON.";
+    UNAUTHORIZED = "unauthorized", 401, "A key is needed",
+        "The server has keys, and the request shows none that is good. Send `Authorization: Bearer KEY`; an operator \
+         makes keys with `sandglass key create`.";
+    INSUFFICIENT_SCOPE = "insufficient-scope", 403, "The key does not allow that",
+        "The key is good, but lacks the scope that the call needs. An operator can make another with \
+         `sandglass key create --scope`.";
     FOREIGN_ORIGIN = "foreign-origin", 403, "Requests from other web pages are refused",
         "A browser sent the request for a page of another origin, which may not run code here. An operator can \
          allow an origin with `allowed_origins`.";

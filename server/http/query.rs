@@ -1,9 +1,13 @@
 //! Paths and queries, as strict as bodies: an unknown parameter is refused, not ignored.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use run::RunId;
 
+use super::App;
+use super::auth::Caller;
 use super::problem::{self, BadValue, Problem};
 
 /// The query's parameters. Those that nobody takes are refused at the end.
@@ -74,17 +78,23 @@ impl Parameters {
     }
 }
 
-/// `/runs/{id}`. What is no id names no run.
+/// `/runs/{id}…`. What is no id names no run, and neither does that of somebody else's.
 #[derive(Clone, Copy, Debug)]
 pub struct RunPath(pub RunId);
 
-impl<S: Send + Sync> FromRequestParts<S> for RunPath {
+impl FromRequestParts<Arc<App>> for RunPath {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let PathText(text) = PathText::from_request_parts(parts, state).await?;
-        let id = text.parse().map_err(|_| problem::RUN_NOT_FOUND.problem())?;
-        Ok(Self(RunId(id)))
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let PathText(text) = PathText::from_request_parts(parts, app).await?;
+        let id = RunId(text.parse().map_err(|_| problem::RUN_NOT_FOUND.problem())?);
+        let caller = Caller::from_request_parts(parts, app).await?;
+        // Where there is only one principal there is nothing to look up.
+        if !caller.principal.is_anonymous() {
+            let run = app.engine.get(id).filter(|run| caller.principal.sees(&run.principal));
+            run.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
+        }
+        Ok(Self(id))
     }
 }
 

@@ -16,6 +16,7 @@ use run::{
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::auth::AboutRun;
 use super::problem::Problem;
 
 /// One run, in whatever state. Fields that are not known yet are `null`.
@@ -189,6 +190,7 @@ pub fn run(status: StatusCode, run: &Run) -> Response {
         return super::problem::INTERNAL_ERROR.detail(error.to_string()).into_response();
     }
     let mut reply = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    reply.extensions_mut().insert(AboutRun(run.id));
     if let Some(timings) = server_timing(&run.timings) {
         reply.headers_mut().insert("server-timing", timings);
     }
@@ -239,6 +241,7 @@ mod tests {
     fn sample() -> Run {
         Run {
             id: RunId(uuid::Uuid::nil()),
+            principal: Default::default(),
             state: RunState::Finished,
             outcome: Some(Outcome::Signaled { signal: 11 }),
             problem: None,

@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
-use super::{App, docs, files, health, images, layers, problem, runs};
+use super::{App, docs, files, health, images, layers, principals, problem, runs};
 
 /// Every documented call.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
@@ -20,6 +20,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))
         .routes(routes!(images::get, images::remove))
+        .routes(routes!(principals::list))
         .routes(routes!(health::info))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

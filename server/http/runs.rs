@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use run::{Outcome, Run, RunId, RunState};
 use serde::Serialize;
 
+use super::auth::Caller;
 use super::body::JsonBody;
 use super::create_run::CreateRun;
 use super::prefer::Prefer;
@@ -49,11 +50,12 @@ const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
          content_type = "application/problem+json")))]
 pub async fn create(
     State(app): State<Arc<App>>,
+    caller: Caller,
     prefer: Prefer,
     body: JsonBody,
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
-    let spec = CreateRun::spec(value, &app.allowed, &files::lookup(&app))?;
+    let spec = CreateRun::spec(value, &app.allowed, &caller.principal, &files::lookup(&app, &caller))?;
     let handle = app.engine.submit(spec)?;
     let most_s = app.config.wait_max_s;
     let Some(patience) = prefer.patience(most_s) else {
@@ -133,7 +135,7 @@ pub struct RunListReply<'a> {
     next_cursor: Option<String>,
 }
 
-/// Lists runs, the newest first.
+/// Lists runs, the newest first: one's own, or an admin everybody's.
 #[utoipa::path(get, path = "/runs", operation_id = "list_runs", tag = "runs",
     params(("state" = Option<RunState>, Query, description = "Only runs in this state"),
            ("outcome" = Option<OutcomeName>, Query, description = "Only runs that ended so"),
@@ -145,12 +147,17 @@ pub struct RunListReply<'a> {
     responses((status = 200, description = "Runs", body = RunListReply),
               (status = 422, description = "A parameter is bad", body = Document,
                content_type = "application/problem+json")))]
-pub async fn list(State(app): State<Arc<App>>, mut query: Parameters) -> Result<Response, Problem> {
+pub async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    mut query: Parameters,
+) -> Result<Response, Problem> {
     let limit = query.number("limit", 1..=LIST_MAX, LIST_DEFAULT);
     let filter = Filter::read(&mut query);
     query.finish()?;
     // One more than asked for tells whether there is another page.
-    let mut runs = app.engine.list(limit + 1, |run| filter.matches(run));
+    let mut runs =
+        app.engine.list(limit + 1, |run| caller.principal.sees(&run.principal) && filter.matches(run));
     let most = limit.min(fitting(&runs));
     let next_cursor = (runs.len() > most).then(|| runs.truncate(most)).and_then(|()| runs.last());
     let next_cursor = next_cursor.map(|run| run.id.to_string());

@@ -180,6 +180,7 @@ impl Engine {
     fn queued(&self, spec: &RunSpec) -> Run {
         Run {
             id: RunId(Uuid::now_v7()),
+            principal: spec.principal.name.clone(),
             state: RunState::Queued,
             outcome: None,
             problem: None,
@@ -497,6 +498,7 @@ pub(crate) mod tests_support {
     pub(crate) fn finished_run(bytes: usize) -> Arc<Run> {
         Arc::new(Run {
             id: RunId(Uuid::now_v7()),
+            principal: Default::default(),
             state: RunState::Finished,
             outcome: Some(Outcome::Exited { code: 0 }),
             problem: None,

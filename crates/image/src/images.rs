@@ -57,6 +57,11 @@ impl Images {
         if reference == HOST { Ok(()) } else { Reference::parse(reference).map(drop) }
     }
 
+    /// The name in full, as records and rules have it: `docker.io/library/alpine:latest`.
+    pub fn full_name(reference: &str) -> Result<String, ImageError> {
+        if reference == HOST { Ok(HOST.into()) } else { Ok(Reference::parse(reference)?.to_string()) }
+    }
+
     /// The image, pulled if need be and `pull` allows it. Dropping the future leaves the pull to
     /// the others who wait for it; the last one to leave ends it, after a grace.
     pub async fn acquire(&self, reference: &str, pull: Pull) -> Result<Lease, ImageError> {

@@ -16,7 +16,7 @@ pub struct FileId([u8; 32]);
 /// nobody the right to what it names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StoredFile {
-    /// The principal's name; empty where nobody has one.
+    /// The principal's name.
     pub owner: String,
     pub id: FileId,
 }

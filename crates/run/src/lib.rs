@@ -5,6 +5,7 @@ mod command;
 mod file;
 mod limits;
 mod outcome;
+mod principal;
 mod record;
 mod spec;
 
@@ -12,6 +13,7 @@ pub use command::{BadCommand, Command, MAX_WORD_BYTES, MAX_WORDS_BYTES};
 pub use file::{BadFileId, FileId, StoredFile};
 pub use limits::{BadLimit, Limits, LimitsRequest, Maxima};
 pub use outcome::{Evidence, Exit, KilledFor, Outcome, SetupFailure, Stream, signal_name};
+pub use principal::{BadName, ImagePattern, Principal, PrincipalName, Quota, Scope};
 pub use record::{
     Encoding, ImageRef, LimitHit, Output, Problem, Run, RunEvent, RunId, RunState, Timings, Usage,
 };

@@ -36,6 +36,22 @@ macro_rules! limits {
             }
         }
 
+        impl Maxima {
+            /// The most of each that both allow.
+            #[must_use]
+            pub fn capped_by(&self, most: &LimitsRequest) -> Self {
+                Self { $($name: most.$name.map_or(self.$name, |most| if most < self.$name { most } else { self.$name }),)* }
+            }
+        }
+
+        impl Limits {
+            /// Defaults that somebody may have for whom these are the maxima.
+            #[must_use]
+            pub fn capped_by(&self, maxima: &Maxima) -> Self {
+                Self { $($name: if maxima.$name < self.$name { maxima.$name } else { self.$name },)* }
+            }
+        }
+
         impl LimitsRequest {
             /// Fills in the defaults and refuses what lies over the maxima, naming each bad limit.
             pub fn resolve(&self, defaults: &Limits, maxima: &Maxima) -> Result<Limits, Vec<BadLimit>> {
@@ -127,6 +143,16 @@ mod tests {
         };
         let names: Vec<_> = resolve(&request).unwrap_err().iter().map(|bad| bad.name).collect();
         assert_eq!(names, ["wall_time_ms", "memory_bytes", "processes", "cpus"]);
+    }
+
+    #[test]
+    fn maxima_of_ones_own_only_ever_lower_what_is_allowed() {
+        let own = LimitsRequest { wall_time_ms: Some(50), processes: Some(1 << 40), ..Default::default() };
+        let maxima = Maxima::default().capped_by(&own);
+        assert_eq!(maxima, Maxima { wall_time_ms: 50, ..Default::default() });
+        let defaults = Limits::default().capped_by(&maxima);
+        assert_eq!(defaults, Limits { wall_time_ms: 50, ..Default::default() });
+        assert!(LimitsRequest::default().resolve(&defaults, &maxima).is_ok());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Limits, Outcome, Stream};
+use crate::{Limits, Outcome, PrincipalName, Stream};
 
 /// A run's name. Time-ordered (UUIDv7), so it is also the sort key of every list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -121,6 +121,8 @@ pub struct Problem {
 #[derive(Clone, Debug)]
 pub struct Run {
     pub id: RunId,
+    /// Whose it is.
+    pub principal: PrincipalName,
     pub state: RunState,
     /// Set when `state` is `Finished`, and only then.
     pub outcome: Option<Outcome>,

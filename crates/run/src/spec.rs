@@ -1,14 +1,17 @@
 //! What a run is asked to be, once it has been checked.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BadCommand, Command, Limits, StoredFile};
+use crate::{BadCommand, Command, Limits, Principal, StoredFile};
 
 /// One valid request to run one command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSpec {
+    /// Who asked for it, and alone may see it.
+    pub principal: Arc<Principal>,
     /// The image as the client wrote it, or `host`.
     pub image: String,
     pub command: Command,
@@ -31,6 +34,7 @@ impl RunSpec {
     /// A run with every default: what the command line and the tests start from.
     pub fn new(image: impl Into<String>, command: Command) -> Self {
         Self {
+            principal: Arc::clone(Principal::anonymous()),
             image: image.into(),
             command,
             stdin: Stdin::Empty,

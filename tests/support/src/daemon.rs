@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::host::{self, Host};
-use crate::{Folder, Process, Registry, Request, Response, sandglass, within};
+use crate::{Finished, Folder, Process, Registry, Request, Response, sandglass, within};
 
 const START_BOUND: Duration = Duration::from_secs(60);
 
@@ -61,6 +61,21 @@ impl Builder {
     /// The daemon's data directory, before and after its life.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Makes a key with `sandglass key create WORDS…`, before the daemon starts or while it runs.
+    #[track_caller]
+    pub fn key(&self, words: &[&str]) -> String {
+        let done = self.key_command(&[&["create"], words].concat());
+        assert!(done.status.success(), "{}", done.stderr_text());
+        done.stdout_text().trim().to_owned()
+    }
+
+    /// `sandglass key WORDS…` on the daemon's data directory.
+    #[track_caller]
+    pub fn key_command(&self, words: &[&str]) -> Finished {
+        let mut command = Command::new(sandglass());
+        Finished::of(command.arg("key").args(words).arg("--data-dir").arg(self.data_dir()))
     }
 
     /// Starts the daemon and waits until it listens.
@@ -128,6 +143,11 @@ impl Daemon {
 
     pub fn data_dir(&self) -> PathBuf {
         self.builder.data_dir()
+    }
+
+    /// How it was started: makes keys for it, too.
+    pub fn builder_of(&self) -> &Builder {
+        &self.builder
     }
 
     pub fn pid(&self) -> i32 {

@@ -41,6 +41,12 @@ impl Request {
         self
     }
 
+    /// Asks as the holder of this key.
+    #[must_use]
+    pub fn key(self, key: &str) -> Self {
+        self.header("Authorization", format!("Bearer {key}"))
+    }
+
     /// A body of any bytes, without a content type.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {

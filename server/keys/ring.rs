@@ -1,0 +1,225 @@
+//! The keys as the server holds them. It looks at the file again when it changes; what it can't read it
+//! does not heed, and a server that had keys never opens again by itself.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use run::{Principal, PrincipalName};
+
+use super::secret::Hash;
+use super::{KeyFile, KeyRecord, Ledger, Secret};
+use crate::http::auth::{Authenticator, Caller, Refused};
+
+/// How often the file is looked at: a `stat`.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub struct KeyRing {
+    path: PathBuf,
+    ledger: Arc<Ledger>,
+    /// `None` as long as there has never been a file: then the server is open.
+    keys: RwLock<Option<Keys>>,
+}
+
+#[derive(Debug)]
+struct Keys {
+    seen: Option<Seen>,
+    by_id: HashMap<String, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    record: KeyRecord,
+    hash: Hash,
+    caller: Caller,
+}
+
+/// By what a file is known to be another one.
+type Seen = (u64, i64, i64, u64);
+
+impl KeyRing {
+    /// Reads the keys; a file that can't be read is a reason not to start.
+    pub fn open(data_dir: &std::path::Path, ledger: Arc<Ledger>) -> anyhow::Result<Self> {
+        let ring = Self { path: super::file::path(data_dir), ledger, keys: RwLock::new(None) };
+        ring.read()?;
+        Ok(ring)
+    }
+
+    fn seen(&self) -> Option<Seen> {
+        let metadata = std::fs::metadata(&self.path).ok()?;
+        Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+    }
+
+    fn read(&self) -> anyhow::Result<()> {
+        let seen = self.seen();
+        let Some(file) = KeyFile::read(&self.path)? else { return Ok(()) };
+        let held = |record: KeyRecord| {
+            let hash = Hash::parse(&record.hash).unwrap_or_else(Hash::nobody);
+            let caller =
+                Caller { principal: Arc::new(record.principal()), key: Some(record.id.as_str().into()) };
+            (record.id.clone(), Held { record, hash, caller })
+        };
+        let by_id: HashMap<_, _> = file.keys.into_iter().map(held).collect();
+        let good = by_id.values().filter(|held| held.record.is_good(Timestamp::now())).count();
+        tracing::info!(keys = good, "keys read: {good} good");
+        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Keys { seen, by_id });
+        Ok(())
+    }
+
+    /// Whether the file is not the one that was read last.
+    fn is_stale(&self) -> bool {
+        let before = self.held().as_ref().and_then(|keys| keys.seen);
+        self.seen() != before
+    }
+
+    fn held(&self) -> std::sync::RwLockReadGuard<'_, Option<Keys>> {
+        self.keys.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn refresh(&self) {
+        if let Err(error) = self.read() {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the keys can't be read; those from before stay in force"
+            );
+        }
+        if let Some(keys) = self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner).as_mut() {
+            let seen = self.seen();
+            if seen.is_none() && keys.seen.is_some() {
+                tracing::error!("the file with the keys is gone; those from before stay in force");
+            }
+            keys.seen = seen;
+        }
+    }
+
+    /// Looks at the file whenever it changes and whenever it is told to. Never ends.
+    pub async fn watch(&self) -> std::io::Result<()> {
+        let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = told.recv() => self.refresh(),
+                _ = tick.tick() => if self.is_stale() { self.refresh() },
+            }
+        }
+    }
+}
+
+impl Authenticator for KeyRing {
+    fn is_open(&self) -> bool {
+        self.held().is_none()
+    }
+
+    fn authenticate(&self, bearer: Option<&str>) -> Result<Caller, Refused> {
+        let held = self.held();
+        let Some(keys) = &*held else { return Ok(Caller::anonymous()) };
+        let Some(text) = bearer else { return Err(Refused::NoKey) };
+        let Some(secret) = Secret::parse(text) else { return Err(Refused::BadKey) };
+        let found = keys.by_id.get(&secret.id);
+        let hash = secret.hash();
+        let is_right = found.map_or_else(Hash::nobody, |held| held.hash.clone()).is(&hash);
+        let Some(held) = found.filter(|_| is_right) else { return Err(Refused::BadKey) };
+        let now = Timestamp::now();
+        match held.record.state(now) {
+            "good" => {
+                self.ledger.used(&held.record.id, now);
+                Ok(held.caller.clone())
+            }
+            "expired" => Err(Refused::Expired),
+            _ => Err(Refused::BadKey),
+        }
+    }
+
+    fn principals(&self) -> Vec<PrincipalName> {
+        let held = self.held();
+        let Some(keys) = &*held else { return vec![Principal::anonymous().name.clone()] };
+        let mut names: Vec<_> = keys.by_id.values().map(|held| held.record.principal.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use run::{Quota, Scope};
+
+    use super::*;
+
+    fn add(dir: &std::path::Path, name: &str, change: impl FnOnce(&mut KeyRecord)) -> String {
+        let secret = Secret::random().unwrap();
+        let mut record = KeyRecord {
+            id: secret.id.clone(),
+            principal: PrincipalName::parse(name).unwrap(),
+            hash: secret.hash().to_string(),
+            scopes: [Scope::Run].into(),
+            quota: Quota::default(),
+            created_at: Timestamp::now(),
+            expires_at: None,
+            revoked_at: None,
+        };
+        change(&mut record);
+        KeyFile::change(dir, |file| {
+            file.keys.push(record);
+            Ok(())
+        })
+        .unwrap();
+        secret.reveal()
+    }
+
+    #[test]
+    fn a_key_opens_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = KeyRing::open(dir.path(), Arc::new(Ledger::in_memory())).unwrap();
+        assert!(ring.is_open() && ring.authenticate(None).unwrap().principal.is_anonymous());
+
+        let alice = add(dir.path(), "alice", |_| {});
+        let expired = add(dir.path(), "bob", |key| key.expires_at = Some(Timestamp::UNIX_EPOCH));
+        let revoked = add(dir.path(), "carl", |key| key.revoked_at = Some(Timestamp::now()));
+        assert!(ring.is_stale());
+        ring.refresh();
+        assert!(!ring.is_stale() && !ring.is_open());
+        let forged = format!("{}x", &alice[..alice.len() - 1]);
+        let stranger = Secret::random().unwrap().reveal();
+        for (key, refused) in [
+            (None, Refused::NoKey),
+            (Some(""), Refused::BadKey),
+            (Some(forged.as_str()), Refused::BadKey),
+            (Some(&stranger), Refused::BadKey),
+            (Some(&revoked), Refused::BadKey),
+            (Some(&expired), Refused::Expired),
+        ] {
+            assert_eq!(ring.authenticate(key).unwrap_err(), refused, "{key:?}");
+        }
+        let caller = ring.authenticate(Some(&alice)).unwrap();
+        assert_eq!(
+            (caller.principal.name.as_str(), caller.key.as_deref()),
+            ("alice", alice.split('_').nth(1))
+        );
+        assert!(ring.ledger.last_use(caller.key.as_deref().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_server_that_had_keys_does_not_open_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let alice = add(dir.path(), "alice", |_| {});
+        let ring = KeyRing::open(dir.path(), Arc::new(Ledger::in_memory())).unwrap();
+        for broken in [true, false] {
+            let path = super::super::file::path(dir.path());
+            if broken {
+                std::fs::write(path, "{").unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+            ring.refresh();
+            assert_eq!(ring.authenticate(None).unwrap_err(), Refused::NoKey);
+            assert!(ring.authenticate(Some(&alice)).is_ok());
+            assert!(!ring.is_stale(), "a file that can't be read is complained about once");
+        }
+    }
+}
