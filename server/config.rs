@@ -10,6 +10,7 @@ use run::{Limits, Maxima};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::image_settings::{self, ImageSettings};
 use crate::keys;
 
 macro_rules! config {
@@ -23,16 +24,18 @@ macro_rules! config {
             pub limits: Limits,
             /// The most that a request may ask for.
             pub maxima: Maxima,
+            /// How images are kept.
+            pub images: ImageSettings,
         }
 
         impl Default for Config {
             fn default() -> Self {
                 let (limits, maxima) = default_limits();
-                Self { $($name: $default,)* limits, maxima }
+                Self { $($name: $default,)* limits, maxima, images: ImageSettings::default() }
             }
         }
 
-        /// Every setting outside the tables `limits` and `maxima`, with its words.
+        /// Every setting outside of tables, with its words.
         pub const SETTINGS: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)*];
     };
 }
@@ -170,6 +173,7 @@ impl Config {
             self.maxima.open_files,
             open_files_max()
         );
+        self.images.check()?;
         let request = run::LimitsRequest::default();
         if let Err(bad) = request.resolve(&self.limits, &self.maxima) {
             let words: Vec<_> = bad.iter().map(|bad| format!("limits.{bad}")).collect();
@@ -228,6 +232,16 @@ pub fn leaves() -> Vec<(String, Value)> {
         }
     }
     leaves
+}
+
+/// What a setting is, in words; the limits are told elsewhere.
+pub fn words(leaf: &str) -> &'static str {
+    let known = SETTINGS.iter().chain(image_settings::SETTINGS).find(|(name, _)| *name == leaf);
+    match known {
+        Some((_, words)) => words.trim(),
+        None if leaf.starts_with("limits.") => "The default of this limit",
+        None => "The most of this limit",
+    }
 }
 
 /// `limits.wall_time_ms` is `SANDGLASS_LIMITS_WALL_TIME_MS` in the environment.
@@ -418,6 +432,12 @@ mod tests {
         names.sort_unstable();
         settings.sort_unstable();
         assert_eq!(names, settings);
+        assert!(
+            leaves
+                .iter()
+                .filter(|(leaf, _)| leaf.starts_with("images."))
+                .all(|(leaf, _)| words(leaf).len() > 30)
+        );
         let text = toml::to_string(&Config::default()).unwrap();
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
     }

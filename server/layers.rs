@@ -3,10 +3,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use image::{BoxFuture, Commit, LayerStore, Unpacked, Unpacking};
+use image::{BoxFuture, Commit, Deleting, LayerStore, Unpacked, Unpacking};
 use sandbox::client::{self, Launcher};
 use sandbox::protocol::{Event, Order};
 use tokio::io::{AsyncWriteExt, Interest};
@@ -17,11 +18,13 @@ use tokio::net::unix::pipe;
 #[derive(Clone, Debug)]
 pub struct LauncherLayers {
     launcher: Arc<Launcher>,
+    /// On the file system that has the layers, and ours to look at.
+    data_dir: PathBuf,
 }
 
 impl LauncherLayers {
-    pub fn new(launcher: Arc<Launcher>) -> Self {
-        Self { launcher }
+    pub fn new(launcher: Arc<Launcher>, data_dir: PathBuf) -> Self {
+        Self { launcher, data_dir }
     }
 
     /// Sends a request, again and again while the launcher's socket is full. Layers are few; a short
@@ -54,14 +57,26 @@ impl LayerStore for LauncherLayers {
         })
     }
 
-    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<()>> {
+    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
         Box::pin(async move {
             let control = Control::new(self.request(|launcher| launcher.remove(layer)).await?)?;
             match control.next().await? {
-                Event::Removed => Ok(()),
+                Event::Removed => Ok(Box::pin(deleted(control)) as Deleting),
                 other => Err(unexpected(&other)),
             }
         })
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.data_dir).ok()?;
+        Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+}
+
+async fn deleted(control: Control) -> io::Result<()> {
+    match control.next().await? {
+        Event::Deleted => Ok(()),
+        other => Err(unexpected(&other)),
     }
 }
 

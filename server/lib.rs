@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod image_settings;
 
 pub mod start;
 
@@ -13,6 +14,7 @@ pub mod http;
 
 pub mod keys;
 
+pub mod ahead;
 pub mod layers;
 pub mod leaks;
 pub mod log;

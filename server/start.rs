@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::ahead;
 use crate::config::Config;
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
@@ -63,6 +64,7 @@ pub async fn serve(
     let serving = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
     eprintln!("listening on {address}");
+    let ahead = tokio::spawn(ahead::pull(app.images.clone(), app.config.images.ahead.clone()));
 
     let end = tokio::select! {
         name = stop.received() => {
@@ -82,6 +84,7 @@ pub async fn serve(
             app.engine.drain(Duration::ZERO).await;
         }
     }
+    ahead.abort();
     closing.cancel();
     serving.await.context("serve")??;
     app.images.close().await;
@@ -183,9 +186,14 @@ pub async fn open_images(
         docker_config: docker,
         host_image: config.allow_host_image,
         pull_timeout: Duration::from_millis(config.pull_timeout_ms),
+        idle_timeout: Duration::from_millis(config.images.idle_timeout_ms),
+        mirrors: config.images.mirrors()?,
+        tag_life: config.images.tag_life(),
+        pinned: config.images.ahead.clone(),
+        budget: config.images.budget(&config.data_dir),
         ..image::Config::new(config.records_dir())
     };
-    let layers = Arc::new(LauncherLayers::new(Arc::clone(launcher)));
+    let layers = Arc::new(LauncherLayers::new(Arc::clone(launcher), config.data_dir.clone()));
     Images::open(settings, layers, observer).await.context("open the image store")
 }
 

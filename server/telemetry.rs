@@ -11,8 +11,8 @@ use std::time::Duration;
 use axum::http::Method;
 use make::Make;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use run::{KilledFor, Outcome, Run};
 
@@ -76,7 +76,10 @@ pub struct Telemetry {
     pull_seconds: HistogramVec,
     pull_bytes: IntCounter,
     unpack_seconds: Histogram,
+    pull_waits: CounterVec,
+    retries: IntCounterVec,
     cache_bytes: IntGauge,
+    cache_limit: IntGauge,
     cache_entries: IntGauge,
     cache_hits: IntCounter,
     cache_misses: IntCounter,
@@ -108,6 +111,7 @@ pub struct Gauges {
     pub draining: bool,
     pub images: usize,
     pub image_bytes: u64,
+    pub image_limit_bytes: u64,
     pub cgroups: usize,
     pub mounts: usize,
     pub ready: bool,
@@ -227,7 +231,21 @@ impl Telemetry {
                 "From a layer's first byte to its commit",
                 PULL_S,
             ),
-            cache_bytes: make.gauge("image_cache_bytes", "Unpacked layers, each counted once"),
+            pull_waits: make.seconds(
+                "image_layer_wait_seconds_total",
+                "How long layers waited for their registry's bytes, and for their unpackers",
+                "for",
+                &["registry", "unpacker"],
+            ),
+            retries: make.counters(
+                "image_registry_retries_total",
+                "Requests to registries that were repeated",
+                "reason",
+                image::RETRY_REASONS,
+            ),
+            cache_bytes: make
+                .gauge("image_cache_bytes", "What unpacked layers take of the disk, each counted once"),
+            cache_limit: make.gauge("image_cache_limit_bytes", "Above this, images are collected"),
             cache_entries: make.gauge("image_cache_entries", "Images in the store"),
             cache_hits: make.counter("image_cache_hits_total", "Images that were asked for and here"),
             cache_misses: make.counter("image_cache_misses_total", "Images that had to be fetched"),
@@ -235,7 +253,7 @@ impl Telemetry {
                 "image_cache_evictions_total",
                 "Images that were dropped",
                 "reason",
-                ["request"],
+                image::Eviction::ALL.map(image::Eviction::as_str),
             ),
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
             files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
@@ -331,6 +349,7 @@ impl Telemetry {
         self.queue_oldest_age.set(counts.oldest_wait.as_secs_f64());
         self.cache_entries.set(now.images as i64);
         self.cache_bytes.set(now.image_bytes as i64);
+        self.cache_limit.set(i64::try_from(now.image_limit_bytes).unwrap_or(i64::MAX));
         self.cgroups_live.set(now.cgroups as i64);
         self.mounts_live.set(now.mounts as i64);
         self.ready.set(now.ready.into());
@@ -389,12 +408,18 @@ impl image::Observer for Telemetry {
         self.unpack_seconds.observe(took.as_secs_f64());
     }
 
+    fn layer_waited(&self, registry: Duration, unpacker: Duration) {
+        self.pull_waits.with_label_values(&["registry"]).inc_by(registry.as_secs_f64());
+        self.pull_waits.with_label_values(&["unpacker"]).inc_by(unpacker.as_secs_f64());
+    }
+
     fn retried(&self, reason: &'static str) {
+        self.retries.with_label_values(&[reason]).inc();
         tracing::warn!(reason, "a registry is asked again");
     }
 
-    fn image_removed(&self) {
-        self.evictions.with_label_values(&["request"]).inc();
+    fn image_removed(&self, why: image::Eviction) {
+        self.evictions.with_label_values(&[why.as_str()]).inc();
     }
 }
 

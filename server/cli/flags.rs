@@ -18,6 +18,11 @@ const SHARED: &[&str] = &[
     "cgroup_parent",
     "data_dir",
     "docker_config",
+    "images.free_bytes",
+    "images.high_bytes",
+    "images.idle_timeout_ms",
+    "images.low_bytes",
+    "images.mirrors",
     "insecure_registry",
     "launcher",
     "log",
@@ -46,10 +51,7 @@ fn offered<const ALL: bool>() -> impl Iterator<Item = (String, Value)> {
 
 fn argument(leaf: &str, default: &Value) -> Arg {
     let flag = leaf.replace(['.', '_'], "-");
-    let words = config::SETTINGS.iter().find(|(name, _)| *name == leaf).map_or_else(
-        || if leaf.starts_with("limits.") { "The default of this limit" } else { "The most of this limit" },
-        |(_, words)| words.trim(),
-    );
+    let words = config::words(leaf);
     let shown = match default {
         Value::Array(_) | Value::Boolean(_) => String::new(),
         Value::String(text) if text.is_empty() => String::new(),

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use image::{Images, LayerState, Lease, Progress};
+use image::{Images, LayerState, Lease, Progress, WaitsFor};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use run::Pull;
 
@@ -68,7 +68,7 @@ impl Bars {
     }
 
     fn bar(&self, layer: usize) -> ProgressBar {
-        let template = "{prefix:>9} [{bar:30}] {binary_bytes:>10} / {binary_total_bytes:10} {msg}";
+        let template = "{prefix:>9} [{bar:30}] {binary_bytes:>10} / {binary_total_bytes:10} {binary_bytes_per_sec:>12} {msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = self.screen.add(ProgressBar::new(0).with_style(style.progress_chars("=> ")));
         bar.set_prefix(format!("layer {}", layer + 1));
@@ -78,7 +78,11 @@ impl Bars {
     fn show_layer(&self, layer: usize, state: &LayerState) {
         let Some(bar) = self.layers.get(layer) else { return };
         match state {
-            LayerState::Downloading { bytes, of } => {
+            LayerState::Downloading { bytes, of, waits_for } => {
+                bar.set_message(match waits_for {
+                    WaitsFor::Registry => "waits for the registry",
+                    WaitsFor::Unpacker => "waits for the unpacker",
+                });
                 bar.set_length(*of);
                 bar.set_position(*bytes);
             }

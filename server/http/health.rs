@@ -151,6 +151,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         draining: app.engine.is_draining(),
         images: app.images.list().len(),
         image_bytes: app.images.total_bytes(),
+        image_limit_bytes: app.images.limit_bytes(),
         cgroups: app.groups.live(),
         mounts: app.mounts.live(),
         ready: not_ready(&app, disk).is_none(),

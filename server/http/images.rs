@@ -35,14 +35,26 @@ pub struct ImageReply {
     compressed_bytes: u64,
     /// Of the files of all layers, shared ones included.
     bytes: u64,
+    /// Of the files of those layers that no other image has. They go when the image does.
+    own_bytes: u64,
+    /// Of the files of those layers that other images have too.
+    shared_bytes: u64,
+    /// What all its layers take of the disk.
+    disk_bytes: u64,
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "super::reply::time")]
     pulled_at: Timestamp,
+    /// When a registry last said that the reference means this image; absent for what came from a file.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "super::reply::maybe_time")]
+    resolved_at: Option<Timestamp>,
     #[schema(value_type = String, format = DateTime)]
     #[serde(serialize_with = "super::reply::time")]
     last_used_at: Timestamp,
     /// Whether a run is using it.
     in_use: bool,
+    /// Whether it is never collected.
+    pinned: bool,
 }
 
 impl From<ImageInfo> for ImageReply {
@@ -54,11 +66,30 @@ impl From<ImageInfo> for ImageReply {
             layers,
             compressed_bytes,
             bytes,
+            own_bytes,
+            disk_bytes,
             pulled_at,
+            resolved_at,
             last_used_at,
             in_use,
+            pinned,
         } = info;
-        Self { reference, digest, platform, layers, compressed_bytes, bytes, pulled_at, last_used_at, in_use }
+        Self {
+            reference,
+            digest,
+            platform,
+            layers,
+            compressed_bytes,
+            bytes,
+            own_bytes,
+            shared_bytes: bytes.saturating_sub(own_bytes),
+            disk_bytes,
+            pulled_at,
+            resolved_at,
+            last_used_at,
+            in_use,
+            pinned,
+        }
     }
 }
 
@@ -66,6 +97,10 @@ impl From<ImageInfo> for ImageReply {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImageList {
     images: Vec<ImageReply>,
+    /// What all layers take of the disk, each counted once.
+    disk_bytes: u64,
+    /// Above this, images are collected, those used longest ago first.
+    limit_bytes: u64,
 }
 
 /// Which image to fetch.
@@ -78,6 +113,8 @@ pub struct PullImage {
     image: String,
     /// `always` (the default here) asks the registry whether the image has changed.
     pull: Option<Pull>,
+    /// Whether the image is never collected from now on. Absent: as before.
+    pinned: Option<bool>,
 }
 
 impl PullImage {
@@ -92,7 +129,8 @@ impl PullImage {
             }
             let choices = [("always", Pull::Always), ("missing", Pull::Missing), ("never", Pull::Never)];
             let pull = fields.choice("pull", &choices);
-            request = image.map(|image| Self { image, pull });
+            let pinned = fields.flag("pinned");
+            request = image.map(|image| Self { image, pull, pinned });
             fields.finish();
         }
         if let Some(request) = &request {
@@ -107,7 +145,11 @@ impl PullImage {
     responses((status = 200, description = "Every image", body = ImageList)))]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList> {
     let may_use = |image: &ImageInfo| caller.principal.may_use_image(&image.reference);
-    Json(ImageList { images: app.images.list().into_iter().filter(may_use).map(Into::into).collect() })
+    Json(ImageList {
+        images: app.images.list().into_iter().filter(may_use).map(Into::into).collect(),
+        disk_bytes: app.images.total_bytes(),
+        limit_bytes: app.images.limit_bytes(),
+    })
 }
 
 /// Fetches an image ahead of its first run and answers when it is here.
@@ -140,7 +182,16 @@ pub async fn pull(
         match app.images.get(&lease.reference) {
             // Somebody has removed it in the moment between; its layers are held, so it is soon back.
             Err(ImageError::NotPresent { .. }) if pull != Pull::Never => pull = Pull::Missing,
-            found => return Ok(Json(found?.into())),
+            found => {
+                drop(found?);
+                if let Some(pinned) = request.pinned {
+                    app.images.pin(&lease.reference, pinned).await?;
+                }
+                let reference = lease.reference.clone();
+                // Or it would be in use by us.
+                drop(lease);
+                return Ok(Json(app.images.get(&reference)?.into()));
+            }
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 /// Makes metrics and puts them into the registry. Names and labels are constants: a mistake in one
@@ -43,6 +43,12 @@ impl Make {
     ) -> IntCounterVec {
         let metric = self.keep(IntCounterVec::new(Opts::new(Self::name(name), help), &[label]));
         values.as_ref().iter().for_each(|value| drop(metric.with_label_values(&[*value])));
+        metric
+    }
+
+    pub(super) fn seconds(&self, name: &str, help: &str, label: &str, values: &[&str]) -> CounterVec {
+        let metric = self.keep(CounterVec::new(Opts::new(Self::name(name), help), &[label]));
+        values.iter().for_each(|value| drop(metric.with_label_values(&[*value])));
         metric
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Budget, Mirror};
+
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Records of images and layers; the trees are elsewhere. One process at a time.
@@ -15,6 +17,8 @@ pub struct Config {
     pub private_registries: Vec<String>,
     /// Where set, no other registry is asked.
     pub allowed_registries: Option<Vec<String>>,
+    /// Asked before the registries that they stand for, in this order.
+    pub mirrors: Vec<Mirror>,
     /// The folder with `config.json` of `docker login`; without it every pull is anonymous.
     pub docker_config: Option<PathBuf>,
     /// Whether `host` is an image.
@@ -29,6 +33,12 @@ pub struct Config {
     pub parallel_layers: usize,
     /// Of all images, at once.
     pub parallel_downloads: usize,
+    /// How long a tag of a registry is taken to mean what it meant when it was last asked about.
+    /// Without it, until somebody says `always`.
+    pub tag_life: Option<Duration>,
+    /// Images that are never collected, besides those that are marked so.
+    pub pinned: Vec<String>,
+    pub budget: Budget,
     pub limits: Limits,
 }
 
@@ -39,6 +49,7 @@ impl Config {
             insecure_registries: Vec::new(),
             private_registries: Vec::new(),
             allowed_registries: None,
+            mirrors: Vec::new(),
             docker_config: None,
             host_image: false,
             platform: Platform::default(),
@@ -47,6 +58,9 @@ impl Config {
             grace: Duration::from_secs(10),
             parallel_layers: 4,
             parallel_downloads: 8,
+            tag_life: None,
+            pinned: Vec::new(),
+            budget: Budget::UNBOUNDED,
             limits: Limits::default(),
         }
     }

@@ -31,6 +31,15 @@ pub(crate) struct ImageRecord {
     pub(crate) bytes: u64,
     pub(crate) pulled_at: Timestamp,
     pub(crate) last_used_at: Timestamp,
+    /// When a registry last said that the name means this. Absent for what came from a file.
+    #[serde(default)]
+    pub(crate) resolved_at: Option<Timestamp>,
+    /// It is never collected.
+    #[serde(default)]
+    pub(crate) pinned: bool,
+    /// When the registry was last asked, whatever it said. It is not asked again soon.
+    #[serde(skip)]
+    pub(crate) asked_at: Option<Timestamp>,
     /// When the record was written last, if this process has done so.
     #[serde(skip)]
     pub(crate) saved_at: Option<Timestamp>,
@@ -47,10 +56,20 @@ pub(crate) struct LayerRecord {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct KeptLayer {
     pub(crate) bytes: u64,
+    /// What the tree takes of the disk, in its blocks.
+    #[serde(default)]
+    pub(crate) disk_bytes: u64,
     pub(crate) entries: u64,
     pub(crate) root_opaque: bool,
     pub(crate) implicit_dirs: Vec<String>,
     pub(crate) special_dirs: Vec<DirMeta>,
+}
+
+impl KeptLayer {
+    /// What its going would bring.
+    pub(crate) fn weight(&self) -> u64 {
+        self.disk_bytes.max(self.bytes)
+    }
 }
 
 #[derive(Debug)]

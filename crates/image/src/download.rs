@@ -51,7 +51,9 @@ impl<'a> Download<'a> {
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) => return self.check().map(|()| None),
                 Err(failure) => {
-                    self.response = None;
+                    if let Some(response) = self.response.take() {
+                        self.registries.let_down(&response);
+                    }
                     if std::mem::take(&mut self.since_failure) >= PROGRESS_BYTES {
                         self.backoff.progress();
                     }

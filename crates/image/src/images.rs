@@ -12,9 +12,10 @@ use crate::flight::Flights;
 use crate::lease::Guard;
 use crate::pull::{Pulled, Puller, off_thread};
 use crate::reference::Reference;
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, Taken};
 use crate::{
-    Config, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress, PullResult, Rootfs,
+    Config, Eviction, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress, PullResult,
+    Rootfs,
 };
 
 /// The name of the machine's own programs.
@@ -46,7 +47,8 @@ impl Images {
         store: Arc<dyn LayerStore>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ImageError> {
-        let shelf = Shelf::open(Disk::open(&config.dir)?, store)?;
+        let pinned = config.pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string()));
+        let shelf = Shelf::open(Disk::open(&config.dir)?, store, config.budget, pinned.collect())?;
         let pulls = Flights::new(config.grace);
         let puller = Arc::new(Puller::new(config, Arc::clone(&shelf), Arc::clone(&observer)));
         Ok(Self { inner: Arc::new(Inner { puller, shelf, observer, pulls }) })
@@ -82,8 +84,11 @@ impl Images {
         let name = image.to_string();
         // A digest never comes to mean anything else, so there is nothing to ask.
         let may_use = pull != Pull::Always || image.digest.is_some();
-        if let Some((record, hold)) = may_use.then(|| self.inner.shelf.take(&name)).flatten() {
+        if may_use && let Some(Taken { record, hold }) = self.take(&image, &name).await? {
             self.inner.observer.cache_hit();
+            if pull == Pull::Missing {
+                self.refresh(&image, &record);
+            }
             on(Progress::Ready { digest: record.digest.clone() });
             return Ok(lease(&record, Arc::new(hold)));
         }
@@ -113,12 +118,26 @@ impl Images {
         if !off_thread(move || shelf.remove(&removed)).await? {
             return Err(ImageError::NotPresent { reference: name });
         }
-        self.inner.observer.image_removed();
-        self.inner.shelf.settled().await;
+        self.inner.observer.image_removed(Eviction::Request);
         Ok(())
     }
 
-    /// Bytes of all layers, each counted once.
+    /// Marks an image as one that is never collected, or as any other again.
+    pub async fn pin(&self, reference: &str, pinned: bool) -> Result<(), ImageError> {
+        let name = Reference::parse(reference)?.to_string();
+        let (shelf, marked) = (Arc::clone(&self.inner.shelf), name.clone());
+        match off_thread(move || shelf.pin(&marked, pinned)).await? {
+            true => Ok(()),
+            false => Err(ImageError::NotPresent { reference: name }),
+        }
+    }
+
+    /// Above how many bytes images are collected.
+    pub fn limit_bytes(&self) -> u64 {
+        self.inner.shelf.budget.high_bytes
+    }
+
+    /// What all layers take of the disk, each counted once.
     pub fn total_bytes(&self) -> u64 {
         self.inner.shelf.bytes()
     }
@@ -131,6 +150,41 @@ impl Images {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.inner.shelf.settled().await;
+        let shelf = Arc::clone(&self.inner.shelf);
+        let saved = off_thread(move || {
+            shelf.save_all();
+            Ok(())
+        });
+        let _ = saved.await;
+    }
+
+    /// An image that is here, by its name or by its digest under another name.
+    async fn take(&self, image: &Reference, name: &str) -> Result<Option<Taken>, ImageError> {
+        let shelf = &self.inner.shelf;
+        if let Some(taken) = shelf.take(name) {
+            return Ok(Some(taken));
+        }
+        let Some(digest) = &image.digest else { return Ok(None) };
+        let repository = format!("{}/{}", image.registry, image.repository);
+        let Some(known) = shelf.with_digest(&repository, digest) else { return Ok(None) };
+        let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
+        let _hold = self.inner.puller.keep(&named).await?;
+        Ok(shelf.take(name))
+    }
+
+    /// Where tags are believed for a while only, has the registry asked once that is over. Nobody waits
+    /// for the answer: it is for those who come next.
+    fn refresh(&self, image: &Reference, record: &ImageRecord) {
+        let Some(life) = self.inner.puller.config.tag_life else { return };
+        if image.digest.is_some() || !self.inner.shelf.is_due(&record.reference, life) {
+            return;
+        }
+        let (images, image, name) = (self.clone(), image.clone(), record.reference.clone());
+        tokio::spawn(async move {
+            if let Err(error) = images.pull(&image, name, &mut |_| {}).await {
+                tracing::warn!(%image, %error, "a tag could not be asked about; what is here is used");
+            }
+        });
     }
 
     async fn pull(

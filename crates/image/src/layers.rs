@@ -15,7 +15,8 @@ use crate::disk::{KeptLayer, broken};
 use crate::download::Download;
 use crate::manifest::Blob;
 use crate::pull::{Pull, off_thread};
-use crate::{ImageError, LayerState, Unpacked, Unpacking};
+use crate::waits::Waits;
+use crate::{ImageError, LayerState, Unpacked, Unpacking, WaitsFor};
 
 /// How many bytes lie between two words about a download.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -34,6 +35,19 @@ pub(crate) struct Wanted {
 pub(crate) enum Source {
     Registry(Blob),
     Bytes(Bytes),
+}
+
+/// How much larger files are than the layers that they come in, most of the time.
+const USUAL_RATIO: u64 = 3;
+
+impl Wanted {
+    /// What it will probably take of the disk.
+    pub(crate) fn expected(&self) -> u64 {
+        match &self.source {
+            Source::Registry(blob) => blob.size.saturating_mul(USUAL_RATIO),
+            Source::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
 }
 
 impl Pull {
@@ -132,6 +146,7 @@ impl Pull {
         commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
         let kept = KeptLayer {
             bytes: report.file_bytes,
+            disk_bytes: report.disk_bytes,
             entries: report.entries,
             root_opaque: report.root_opaque,
             implicit_dirs: report.implicit_dirs,
@@ -153,18 +168,21 @@ impl Pull {
             Source::Registry(blob) => blob,
         };
         let mut download = Download::new(&self.puller.registries, &self.image, blob);
-        let mut said = 0;
-        self.board.layer(layer.at, LayerState::Downloading { bytes: 0, of: blob.size });
+        let (mut said, mut waits) = (0, Waits::begin());
+        self.board.layer(layer.at, waits.state(0, blob.size));
         while let Some(bytes) = download.next().await? {
+            waits.had(WaitsFor::Registry);
             self.puller.observer.bytes_downloaded(bytes.len() as u64);
             if unpacking.write(bytes).await.is_err() {
                 return Ok(false);
             }
+            waits.had(WaitsFor::Unpacker);
             if download.received - said >= PROGRESS_BYTES {
                 said = download.received;
-                self.board.layer(layer.at, LayerState::Downloading { bytes: said, of: blob.size });
+                self.board.layer(layer.at, waits.state(said, blob.size));
             }
         }
+        self.puller.observer.layer_waited(waits.all.registry, waits.all.unpacker);
         Ok(true)
     }
 

@@ -71,7 +71,15 @@ pub struct ImageInfo {
     pub compressed_bytes: u64,
     /// Of the files of all layers, shared ones included.
     pub bytes: u64,
+    /// Of those layers that no other image has. They go when the image does.
+    pub own_bytes: u64,
+    /// What all its layers take of the disk.
+    pub disk_bytes: u64,
     pub pulled_at: Timestamp,
+    /// When a registry last said that the name means this. Absent for what came from a file.
+    pub resolved_at: Option<Timestamp>,
     pub last_used_at: Timestamp,
     pub in_use: bool,
+    /// It is never collected.
+    pub pinned: bool,
 }

@@ -10,6 +10,7 @@ mod progress;
 mod store;
 
 mod board;
+mod collect;
 mod credentials;
 mod digest;
 mod disk;
@@ -18,6 +19,7 @@ mod fixup;
 mod flight;
 mod layers;
 mod manifest;
+mod mirrors;
 mod pull;
 mod reference;
 mod registry;
@@ -25,14 +27,18 @@ mod retry;
 mod rules;
 mod shelf;
 mod token;
+mod waits;
 
 /// For the fuzzer only.
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 
+pub use collect::Budget;
 pub use config::{Config, Limits, Platform};
 pub use error::ImageError;
 pub use images::Images;
 pub use lease::{ImageConfig, ImageInfo, Lease, Rootfs};
-pub use progress::{LayerState, NoObserver, Observer, Progress, PullResult};
-pub use store::{BoxFuture, Commit, LayerStore, Unpacked, Unpacking};
+pub use mirrors::Mirror;
+pub use progress::{Eviction, LayerState, NoObserver, Observer, Progress, PullResult, WaitsFor};
+pub use retry::REASONS as RETRY_REASONS;
+pub use store::{BoxFuture, Commit, Deleting, LayerStore, Unpacked, Unpacking};

@@ -28,12 +28,23 @@ pub enum Progress {
     },
 }
 
+/// Who keeps a layer from being here sooner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// Its bytes arrive more slowly than they could be unpacked.
+    Registry,
+    /// They arrive faster than they can be unpacked.
+    Unpacker,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum LayerState {
     Downloading {
         bytes: u64,
         of: u64,
+        waits_for: WaitsFor,
     },
     /// Every byte has arrived; the unpacker is still writing.
     Unpacking,
@@ -70,6 +81,29 @@ impl PullResult {
     }
 }
 
+/// Why an image was forgotten, as a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Eviction {
+    /// Somebody asked for it.
+    Request,
+    /// There were more bytes of images than there may be.
+    Limit,
+    /// The disk had too little room left.
+    Disk,
+}
+
+impl Eviction {
+    pub const ALL: [Self; 3] = [Self::Request, Self::Limit, Self::Disk];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Limit => "limit",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 /// Counts what happens. Every method may be called from any thread and must not block.
 pub trait Observer: Send + Sync + 'static {
     /// An image was asked for and is here.
@@ -90,11 +124,17 @@ pub trait Observer: Send + Sync + 'static {
     fn layer_unpacked(&self, took: Duration) {
         let _ = took;
     }
-    /// A request to a registry is repeated; the reason is from a closed set.
+    /// How long one layer waited for bytes, and how long for its unpacker to take them.
+    fn layer_waited(&self, registry: Duration, unpacker: Duration) {
+        let _ = (registry, unpacker);
+    }
+    /// A request to a registry is repeated; the reason is one of [`RETRY_REASONS`](crate::RETRY_REASONS).
     fn retried(&self, reason: &'static str) {
         let _ = reason;
     }
-    fn image_removed(&self) {}
+    fn image_removed(&self, why: Eviction) {
+        let _ = why;
+    }
 }
 
 /// Counts nothing.

@@ -20,7 +20,7 @@ use crate::manifest::{self, BadConfig, Blob, Described, Document};
 use crate::reference::Reference;
 use crate::registry::{Ask, Registries};
 use crate::retry::Failure;
-use crate::shelf::{Hold, Shelf};
+use crate::shelf::{Hold, Shelf, Taken};
 use crate::{Config, ImageError, Observer, Progress};
 
 /// An index may lead to an index, and that one to an image.
@@ -72,14 +72,51 @@ impl Puller {
     ) -> Result<Pulled, ImageError> {
         let limit = self.config.pull_timeout;
         let pull = Pull { puller: self, image, board };
-        match tokio::time::timeout(limit, pull.run()).await {
+        match tokio::time::timeout(limit, pull.run_with_room()).await {
             Ok(result) => result,
             Err(_) => Err(ImageError::Timeout { reference: pull.image.to_string(), limit }),
         }
     }
+
+    /// Puts an image on the shelf, and makes room where the shelf has become too full by it.
+    pub(crate) async fn keep(&self, record: &ImageRecord) -> Result<Hold, ImageError> {
+        let hold = self.shelf.hold_image(record);
+        let (shelf, record, observer) = (Arc::clone(&self.shelf), record.clone(), Arc::clone(&self.observer));
+        off_thread(move || {
+            shelf.put(record)?;
+            shelf.collect(0, |why| observer.image_removed(why));
+            Ok(())
+        })
+        .await?;
+        Ok(hold)
+    }
 }
 
 impl Pull {
+    /// Where the disk is full all the same, everything that nobody needs goes, and there is one more try.
+    async fn run_with_room(&self) -> Result<Pulled, ImageError> {
+        match self.run().await {
+            Err(error @ ImageError::NoSpace { .. }) => {
+                let (shelf, observer) = (Arc::clone(&self.puller.shelf), Arc::clone(&self.puller.observer));
+                let gone = off_thread(move || Ok(shelf.collect_all(|why| observer.image_removed(why))));
+                if gone.await? == 0 {
+                    return Err(error);
+                }
+                self.puller.shelf.emptied().await;
+                self.run().await
+            }
+            result => result,
+        }
+    }
+
+    /// Collects what has to go before the missing layers come, as far as their sizes can be foretold.
+    async fn make_room(&self, wanted: &[Wanted]) -> Result<(), ImageError> {
+        let shelf = Arc::clone(&self.puller.shelf);
+        let incoming: u64 = wanted.iter().filter(|layer| !shelf.has(&layer.name)).map(Wanted::expected).sum();
+        let observer = Arc::clone(&self.puller.observer);
+        off_thread(move || Ok(shelf.collect(incoming, |why| observer.image_removed(why)))).await.map(drop)
+    }
+
     async fn run(&self) -> Result<Pulled, ImageError> {
         let shelf = &self.puller.shelf;
         self.board.say(Progress::Resolving { reference: self.name() });
@@ -90,8 +127,9 @@ impl Pull {
         };
         // Held before it is looked at again, so that it can't go meanwhile.
         if known.is_some_and(|known| resolved.as_ref() == Some(&known.digest))
-            && let Some((record, hold)) = shelf.take(&self.name())
+            && let Some(Taken { record, hold }) = shelf.take(&self.name())
         {
+            shelf.confirm(&record.reference);
             return Ok(self.ready(record, hold));
         }
         let (top, manifest_digest, manifest) = self.manifest(resolved).await?;
@@ -108,6 +146,7 @@ impl Pull {
         });
         let wanted = self.wanted(&layers, &described.diff_ids)?;
         let _hold = shelf.hold(wanted.iter().map(|layer| layer.name.clone()).collect());
+        self.make_room(&wanted).await?;
         let kept = self.fetch_all(&wanted).await?;
         self.board.say(Progress::Committing);
         let (names, _fixup) = self.stack(&wanted, &kept).await?;
@@ -123,11 +162,12 @@ impl Pull {
             bytes: kept.values().map(|layer| layer.bytes).sum(),
             pulled_at: now,
             last_used_at: now,
+            resolved_at: Some(now),
+            pinned: false,
+            asked_at: None,
             saved_at: Some(now),
         };
-        let hold = shelf.hold(record.layers.clone());
-        let (shelf, image) = (Arc::clone(shelf), record.clone());
-        off_thread(move || shelf.put(image)).await?;
+        let hold = self.puller.keep(&record).await?;
         Ok(self.ready(record, hold))
     }
 

@@ -11,6 +11,7 @@ use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 
 use crate::credentials::{self, Credential};
+use crate::mirrors::{FromMirror, Mirrors};
 use crate::reference::Reference;
 use crate::retry::{Backoff, Failure, retry_after};
 use crate::rules::{NotPublic, PublicOnly, Reach, Rules};
@@ -29,6 +30,7 @@ pub(crate) struct Registries {
     grants: Grants,
     /// Registries that want to be left alone, and until when.
     held: Mutex<HashMap<String, Instant>>,
+    mirrors: Mirrors,
     observer: Arc<dyn Observer>,
 }
 
@@ -54,6 +56,7 @@ impl Registries {
             docker_config: config.docker_config.clone(),
             grants: Grants::default(),
             held: Mutex::default(),
+            mirrors: Mirrors::new(config.mirrors.clone()),
             observer,
         }
     }
@@ -90,8 +93,33 @@ impl Registries {
         Ok(())
     }
 
-    /// One attempt. What comes back has succeeded.
+    /// One attempt, at each mirror and then at the registry. What comes back has succeeded.
     pub(crate) async fn send(&self, ask: &Ask<'_>) -> Result<Response, Failure> {
+        for place in self.mirrors.of(ask.image) {
+            match self.send_to(&Ask { image: &place, ..ask.clone() }).await {
+                Ok(mut response) => {
+                    response.extensions_mut().insert(FromMirror(place.registry));
+                    return Ok(response);
+                }
+                Err(Failure::Passing { after, reason, .. }) => {
+                    self.observer.retried(reason);
+                    self.mirrors.rest(&place.registry, after);
+                }
+                // It does not have it, or not for us; another one may.
+                Err(Failure::Final(_)) => {}
+            }
+        }
+        self.send_to(ask).await
+    }
+
+    /// Whoever sent this has not kept what it promised: where there are others, they are asked next.
+    pub(crate) fn let_down(&self, response: &Response) {
+        if let Some(FromMirror(host)) = response.extensions().get() {
+            self.mirrors.rest(host, None);
+        }
+    }
+
+    async fn send_to(&self, ask: &Ask<'_>) -> Result<Response, Failure> {
         let Reference { registry, repository, .. } = ask.image;
         self.wait_while_held(registry).await;
         let endpoint = self.rules.endpoint(registry)?;

@@ -7,6 +7,8 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use crate::ImageError;
 
+/// Why requests are repeated, all there is.
+pub const REASONS: [&str; 5] = ["rate_limit", "server_error", "timeout", "connect", "broken"];
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

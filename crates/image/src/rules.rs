@@ -31,7 +31,11 @@ impl Rules {
         Self {
             allowed: config.allowed_registries.as_deref().map(lower),
             insecure: lower(&config.insecure_registries),
-            private: lower(&config.private_registries),
+            // Whoever was named as a mirror was named.
+            private: lower(&config.private_registries)
+                .into_iter()
+                .chain(config.mirrors.iter().map(|mirror| mirror.host.clone()))
+                .collect(),
         }
     }
 

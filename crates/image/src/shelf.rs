@@ -1,7 +1,7 @@
 //! Which images and layers are here and who needs them. A layer goes when no image names it and
 //! nobody holds it; everything that decides this happens under one lock.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
 use crate::lease::Guard;
-use crate::{ImageError, ImageInfo, LayerStore};
+use crate::{Budget, ImageError, ImageInfo, LayerStore};
 
 /// A record says when it was last used to within this.
 const LAST_USED_PRECISION: Duration = Duration::from_secs(600);
@@ -20,6 +20,9 @@ const LAST_USED_PRECISION: Duration = Duration::from_secs(600);
 pub(crate) struct Shelf {
     pub(crate) disk: Disk,
     pub(crate) store: Arc<dyn LayerStore>,
+    pub(crate) budget: Budget,
+    /// Names that are never collected.
+    pub(crate) pinned: BTreeSet<String>,
     state: Mutex<State>,
     /// Held while an image's record is written or removed, so that no old one outlives a new one.
     writing: Mutex<()>,
@@ -30,15 +33,19 @@ pub(crate) struct Shelf {
 }
 
 #[derive(Default)]
-struct State {
-    images: BTreeMap<String, ImageRecord>,
-    layers: HashMap<String, KeptLayer>,
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<String, ImageRecord>,
+    pub(crate) layers: HashMap<String, KeptLayer>,
     /// How many images name each layer.
-    named: HashMap<String, usize>,
+    pub(crate) named: HashMap<String, usize>,
     /// How many hold each layer.
-    held: HashMap<String, usize>,
+    pub(crate) held: HashMap<String, usize>,
+    /// How many hold each image.
+    pub(crate) leased: HashMap<String, usize>,
     /// Layers on their way out: they must be gone before they may come back.
     leaving: HashSet<String>,
+    /// Bytes of files that nobody can find any more and that are being deleted.
+    pub(crate) deleting_bytes: u64,
 }
 
 impl State {
@@ -48,6 +55,11 @@ impl State {
         let before = self.images.insert(image.reference.clone(), image)?;
         before.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
         Some(before)
+    }
+
+    /// What all layers take of the disk, each counted once.
+    pub(crate) fn weight(&self) -> u64 {
+        self.layers.values().map(KeptLayer::weight).sum()
     }
 
     fn remove(&mut self, reference: &str) -> Option<ImageRecord> {
@@ -70,10 +82,17 @@ fn take_one(counts: &mut HashMap<String, usize>, layer: &str) {
     }
 }
 
-/// Keeps layers from being removed.
+/// An image in somebody's hands.
+pub(crate) struct Taken {
+    pub(crate) record: ImageRecord,
+    pub(crate) hold: Hold,
+}
+
+/// Keeps layers from being removed, and an image from being collected.
 pub(crate) struct Hold {
     shelf: Arc<Shelf>,
     layers: Vec<String>,
+    image: Option<String>,
 }
 
 impl Guard for Hold {}
@@ -88,13 +107,19 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.shelf.lock();
         self.layers.iter().for_each(|layer| take_one(&mut state.held, layer));
+        self.image.iter().for_each(|image| take_one(&mut state.leased, image));
         self.shelf.sweep(&mut state, &self.layers);
     }
 }
 
 impl Shelf {
     /// Reads the records. What has a tree but no use is removed.
-    pub(crate) fn open(disk: Disk, store: Arc<dyn LayerStore>) -> Result<Arc<Self>, ImageError> {
+    pub(crate) fn open(
+        disk: Disk,
+        store: Arc<dyn LayerStore>,
+        budget: Budget,
+        pinned: BTreeSet<String>,
+    ) -> Result<Arc<Self>, ImageError> {
         let mut state = State::default();
         for LayerRecord { name, kept } in disk.layers()? {
             // A layer that was on its way in when the lights went out counts as useless.
@@ -117,6 +142,8 @@ impl Shelf {
         let shelf = Arc::new(Self {
             disk,
             store,
+            budget,
+            pinned,
             state: Mutex::new(state),
             writing: Mutex::default(),
             removed,
@@ -127,7 +154,7 @@ impl Shelf {
     }
 
     /// A lease's worth of an image that is here.
-    pub(crate) fn take(self: &Arc<Self>, reference: &str) -> Option<(ImageRecord, Hold)> {
+    pub(crate) fn take(self: &Arc<Self>, reference: &str) -> Option<Taken> {
         let mut state = self.lock();
         let image = state.images.get_mut(reference)?;
         let now = Timestamp::now();
@@ -137,24 +164,30 @@ impl Shelf {
         if is_stale {
             image.saved_at = Some(now);
         }
-        let image = image.clone();
-        let hold = self.hold_locked(&mut state, image.layers.clone());
+        let record = image.clone();
+        let hold = self.hold_locked(&mut state, record.layers.clone(), Some(reference.to_owned()));
         drop(state);
         if is_stale {
             let (shelf, reference) = (Arc::clone(self), reference.to_owned());
             self.runtime.spawn_blocking(move || shelf.save(&reference));
         }
-        Some((image, hold))
+        Some(Taken { record, hold })
     }
 
     /// Holds layers, whether they are here yet or not.
     pub(crate) fn hold(self: &Arc<Self>, layers: Vec<String>) -> Hold {
-        self.hold_locked(&mut self.lock(), layers)
+        self.hold_locked(&mut self.lock(), layers, None)
     }
 
-    fn hold_locked(self: &Arc<Self>, state: &mut State, layers: Vec<String>) -> Hold {
+    /// Holds an image that is to come, or is here.
+    pub(crate) fn hold_image(self: &Arc<Self>, image: &ImageRecord) -> Hold {
+        self.hold_locked(&mut self.lock(), image.layers.clone(), Some(image.reference.clone()))
+    }
+
+    fn hold_locked(self: &Arc<Self>, state: &mut State, layers: Vec<String>, image: Option<String>) -> Hold {
+        image.iter().for_each(|image| add_one(&mut state.leased, image));
         layers.iter().for_each(|layer| add_one(&mut state.held, layer));
-        Hold { shelf: Arc::clone(self), layers }
+        Hold { shelf: Arc::clone(self), layers, image }
     }
 
     /// A layer that is here. One on its way out is waited for until it is gone. The caller holds it,
@@ -172,6 +205,11 @@ impl Shelf {
         }
     }
 
+    /// Whether a layer is here already.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.lock().layers.get(name).is_some_and(|layer| !is_unusable(layer))
+    }
+
     /// Says that a tree may be there from now on, wanted or not.
     pub(crate) fn expect(&self, name: &str) -> Result<(), ImageError> {
         self.disk.write_layer(&LayerRecord { name: name.into(), kept: None })?;
@@ -187,14 +225,68 @@ impl Shelf {
     }
 
     /// Puts an image on the shelf, whose layers the caller holds.
-    pub(crate) fn put(self: &Arc<Self>, image: ImageRecord) -> Result<(), ImageError> {
+    pub(crate) fn put(self: &Arc<Self>, mut image: ImageRecord) -> Result<(), ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
+        // Whoever pinned the name meant whatever it comes to mean.
+        image.pinned |= self.image(&image.reference).is_some_and(|before| before.pinned);
         self.disk.write_image(&image)?;
         let mut state = self.lock();
         if let Some(before) = state.insert(image) {
             self.sweep(&mut state, &before.layers);
         }
         Ok(())
+    }
+
+    /// Marks an image as one that is never collected, or as any other.
+    pub(crate) fn pin(&self, reference: &str, pinned: bool) -> Result<bool, ImageError> {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let image = {
+            let mut state = self.lock();
+            let Some(image) = state.images.get_mut(reference) else { return Ok(false) };
+            image.pinned = pinned;
+            image.clone()
+        };
+        self.disk.write_image(&image).map(|()| true)
+    }
+
+    /// Notes that a registry has just said that a name still means what it meant.
+    pub(crate) fn confirm(self: &Arc<Self>, reference: &str) {
+        if let Some(image) = self.lock().images.get_mut(reference) {
+            image.resolved_at = Some(Timestamp::now());
+        }
+        let (shelf, reference) = (Arc::clone(self), reference.to_owned());
+        self.runtime.spawn_blocking(move || shelf.save(&reference));
+    }
+
+    /// Whether a name was last asked about longer than `life` ago. Who is told so asks; nobody else
+    /// is told so before that long again.
+    pub(crate) fn is_due(&self, reference: &str, life: Duration) -> bool {
+        let (mut state, now) = (self.lock(), Timestamp::now());
+        let Some(image) = state.images.get_mut(reference) else { return false };
+        let Some(last) = image.resolved_at.max(image.asked_at) else { return false };
+        let is_due = image.resolved_at.is_some() && now.duration_since(last).unsigned_abs() >= life;
+        if is_due {
+            image.asked_at = Some(now);
+        }
+        is_due
+    }
+
+    /// An image of the same repository that is the one with this digest, under whatever name.
+    pub(crate) fn with_digest(&self, repository: &str, digest: &str) -> Option<ImageRecord> {
+        let is_of = |image: &&ImageRecord| {
+            let rest = image.reference.strip_prefix(repository);
+            rest.is_some_and(|rest| rest.starts_with([':', '@']))
+                && (image.digest == digest || image.manifest_digest == digest)
+        };
+        self.lock().images.values().find(is_of).cloned()
+    }
+
+    /// Writes down when each image was last used, which is otherwise done now and then.
+    pub(crate) fn save_all(&self) {
+        let used = |image: &&ImageRecord| image.saved_at != Some(image.last_used_at);
+        let stale: Vec<_> =
+            self.lock().images.values().filter(used).map(|image| image.reference.clone()).collect();
+        stale.iter().for_each(|reference| self.save(reference));
     }
 
     /// Writes what an image's record says now, if there still is one.
@@ -207,8 +299,28 @@ impl Shelf {
     }
 
     pub(crate) fn remove(self: &Arc<Self>, reference: &str) -> Result<bool, ImageError> {
+        self.remove_if(reference, |_| true)
+    }
+
+    /// Removes an image that nobody has begun to use since it was chosen.
+    pub(crate) fn remove_unused(self: &Arc<Self>, reference: &str) -> Result<bool, ImageError> {
+        self.remove_if(reference, |state| {
+            let is_pinned = state.images.get(reference).is_some_and(|image| image.pinned);
+            !is_pinned && !state.leased.contains_key(reference)
+        })
+    }
+
+    fn remove_if(
+        self: &Arc<Self>,
+        reference: &str,
+        may_go: impl FnOnce(&State) -> bool,
+    ) -> Result<bool, ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
-        let Some(image) = self.lock().remove(reference) else { return Ok(false) };
+        let removed = {
+            let mut state = self.lock();
+            if may_go(&state) { state.remove(reference) } else { None }
+        };
+        let Some(image) = removed else { return Ok(false) };
         self.disk.remove_image(reference)?;
         self.sweep(&mut self.lock(), &image.layers);
         Ok(true)
@@ -216,9 +328,18 @@ impl Shelf {
 
     /// Until no layer is on its way out.
     pub(crate) async fn settled(&self) {
+        self.wait_until(|state| state.leaving.is_empty()).await;
+    }
+
+    /// Until everything that was sent away has given its room back.
+    pub(crate) async fn emptied(&self) {
+        self.wait_until(|state| state.deleting_bytes == 0).await;
+    }
+
+    async fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
         loop {
             let removed = self.removed.notified();
-            if self.lock().leaving.is_empty() {
+            if is_so(&self.lock()) {
                 return;
             }
             removed.await;
@@ -232,50 +353,69 @@ impl Shelf {
     pub(crate) fn list(&self) -> Vec<ImageInfo> {
         let state = self.lock();
         let mut images: Vec<_> = state.images.values().map(|image| info(image, &state)).collect();
+        images.iter_mut().for_each(|image| image.pinned |= self.pinned.contains(&image.reference));
         images.sort_by_key(|image| std::cmp::Reverse(image.last_used_at));
         images
     }
 
     pub(crate) fn info(&self, reference: &str) -> Option<ImageInfo> {
         let state = self.lock();
-        state.images.get(reference).map(|image| info(image, &state))
+        let mut image = info(state.images.get(reference)?, &state);
+        image.pinned |= self.pinned.contains(reference);
+        Some(image)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.lock().layers.values().map(|layer| layer.bytes).sum()
+        self.lock().weight()
     }
 
     /// Sends away those of the layers that no image names and nobody holds.
     fn sweep(self: &Arc<Self>, state: &mut State, layers: &[String]) {
         for layer in layers {
             let is_needed = state.named.contains_key(layer) || state.held.contains_key(layer);
-            if !is_needed && state.layers.remove(layer).is_some() {
+            if is_needed {
+                continue;
+            }
+            if let Some(kept) = state.layers.remove(layer) {
                 state.leaving.insert(layer.clone());
-                self.runtime.spawn(send_away(Arc::clone(self), layer.clone()));
+                state.deleting_bytes += kept.weight();
+                self.runtime.spawn(send_away(Arc::clone(self), layer.clone(), kept.weight()));
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
 }
 
 /// The record goes last: as long as the tree may be there, the next start must know of it.
-async fn send_away(shelf: Arc<Shelf>, layer: String) {
+async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64) {
     let result = match shelf.store.remove(&layer).await {
-        Ok(()) => shelf.disk.remove_layer(&layer),
+        Ok(deleting) => shelf.disk.remove_layer(&layer).map(|()| deleting),
         Err(error) => Err(crate::disk::broken("remove layer", error)),
+    };
+    shelf.lock().leaving.remove(&layer);
+    shelf.removed.notify_waiters();
+    let result = match result {
+        Ok(deleting) => deleting.await.map_err(|error| crate::disk::broken("delete layer", error)),
+        Err(error) => Err(error),
     };
     if let Err(error) = result {
         tracing::warn!(layer, error = ?error, "a layer could not be removed; the next start tries again");
     }
-    shelf.lock().leaving.remove(&layer);
+    shelf.lock().deleting_bytes -= bytes;
     shelf.removed.notify_waiters();
 }
 
 fn info(image: &ImageRecord, state: &State) -> ImageInfo {
+    let layers = || image.layers.iter().filter_map(|name| Some((name, state.layers.get(name)?)));
+    let own = layers().filter(|(name, _)| state.named.get(*name) == Some(&1));
     ImageInfo {
+        own_bytes: own.map(|(_, layer)| layer.bytes).sum(),
+        disk_bytes: layers().map(|(_, layer)| layer.weight()).sum(),
+        resolved_at: image.resolved_at,
+        pinned: image.pinned,
         reference: image.reference.clone(),
         digest: image.digest.clone(),
         platform: image.platform.clone(),
@@ -284,7 +424,7 @@ fn info(image: &ImageRecord, state: &State) -> ImageInfo {
         bytes: image.bytes,
         pulled_at: image.pulled_at,
         last_used_at: image.last_used_at,
-        in_use: image.layers.iter().any(|layer| state.held.contains_key(layer)),
+        in_use: state.leased.contains_key(&image.reference),
     }
 }
 

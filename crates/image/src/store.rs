@@ -14,9 +14,18 @@ pub trait LayerStore: Send + Sync + 'static {
         job: &'a unpack::Job,
     ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>>;
 
-    /// Removes a layer. One that is not there is no error.
-    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<()>>;
+    /// Takes a layer's name away; one that is not there is no error. What comes back ends when its
+    /// files are gone too, which may take its time.
+    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>>;
+
+    /// What the file system under the trees has left to give, where that can be said.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }
+
+/// The rest of a removal.
+pub type Deleting = BoxFuture<'static, io::Result<()>>;
 
 /// A layer on its way in. Dropping it gives the layer up.
 pub trait Unpacking: Send {

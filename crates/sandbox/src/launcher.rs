@@ -20,7 +20,7 @@ use crate::protocol::{Event, Request};
 use crate::setup::{self, Options};
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork};
-use crate::{jail, packet, store};
+use crate::{jail, packet, store, trash};
 
 /// Unpacks one layer: the compressed bytes, the directory to fill, what to do as JSON, and how to
 /// mark a directory opaque; returns what happened as JSON of at most 48 KiB.
@@ -71,8 +71,12 @@ fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
         }
         Ok((ground, hello, state)) => {
             let slots = BTreeSet::from_iter(0..hello.max_runs);
-            let mut launcher = Launcher { ground, socket, unpack, slots, children: HashMap::new() };
-            let result = launcher.greet(&hello).and_then(|()| launcher.run());
+            let (children, deleting) = (HashMap::new(), BTreeSet::new());
+            let mut launcher = Launcher { ground, socket, unpack, slots, children, deleting };
+            let result = launcher.greet(&hello).and_then(|()| {
+                launcher.empty_trash();
+                launcher.run()
+            });
             launcher.wait_for_children();
             launcher.ground.cgroups.remove_made();
             state.forget();
@@ -101,6 +105,8 @@ struct Launcher {
     /// Slots whose ids nobody uses. A slot that was not left clean never comes back.
     slots: BTreeSet<u32>,
     children: HashMap<Pid, Option<u32>>,
+    /// Those of them that only delete what nobody needs any more.
+    deleting: BTreeSet<Pid>,
 }
 
 impl Launcher {
@@ -146,6 +152,9 @@ impl Launcher {
         match sys::fork() {
             Ok(Fork::Parent(pid)) => {
                 self.children.insert(pid, slot);
+                if matches!(request, Request::Remove { .. }) {
+                    self.deleting.insert(pid);
+                }
             }
             Ok(Fork::Child) => {
                 // These two stay the launcher's alone: the server must see its end when it dies.
@@ -198,17 +207,42 @@ impl Launcher {
                 jail::main(&self.ground, &control, input, &layer, &job, self.unpack)
             }
             Request::Remove { layer } => {
-                answer(
-                    &store::remove(&self.ground.layers, &layer)
-                        .map_or_else(|failure| Event::Failed(failure.into()), |()| Event::Removed),
-                );
+                let name = match store::discard(&self.ground.layers, &layer) {
+                    Ok(name) => name,
+                    Err(failure) => {
+                        answer(&Event::Failed(failure.into()));
+                        return 0;
+                    }
+                };
+                answer(&Event::Removed);
+                let deleted = trash::delete(&self.ground.layers, &name);
+                answer(&deleted.map_or_else(|failure| Event::Failed(failure.into()), |()| Event::Deleted));
                 0
             }
         }
     }
 
+    /// What an earlier life left half done or half deleted goes while the work goes on.
+    fn empty_trash(&mut self) {
+        match sys::fork() {
+            Ok(Fork::Parent(pid)) => {
+                self.children.insert(pid, None);
+                self.deleting.insert(pid);
+            }
+            Ok(Fork::Child) => {
+                sys::close_in_child(self.socket.as_fd());
+                if let Err(failure) = trash::empty(&self.ground.layers) {
+                    eprintln!("sandglass-launcher: {failure}");
+                }
+                std::process::exit(0);
+            }
+            Err(_) => {}
+        }
+    }
+
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = sys::wait(None, false) {
+            self.deleting.remove(&pid);
             if let Some(Some(slot)) = self.children.remove(&pid)
                 && status == 0
             {
@@ -219,6 +253,10 @@ impl Launcher {
 
     /// The server is gone and so are its control sockets: every child ends by itself.
     fn wait_for_children(&mut self) {
+        // The next start goes on with the trash; nobody shall wait for it now.
+        for pid in &self.deleting {
+            let _ = nix::sys::signal::kill(*pid, Signal::SIGKILL);
+        }
         while !self.children.is_empty() {
             match sys::wait(None, true) {
                 Ok(Some((pid, _))) => drop(self.children.remove(&pid)),

@@ -35,6 +35,7 @@ mod seccomp;
 
 mod jail;
 mod store;
+mod trash;
 
 mod cgroup;
 mod dir;

@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `Run` | control, spec (memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files… | ← `Started`, ← `Finished` or `Failed`, ← `TornDown`; → [`Order::Kill`] at any time |
 //! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
-//! | `Remove` | control | ← `Removed` or `Failed` |
+//! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //!
 //! Every packet is JSON and at most [`MAX_PACKET_BYTES`] long.
 
@@ -148,6 +148,7 @@ pub enum Event {
     },
     Committed,
     Removed,
+    Deleted,
     /// Our fault, or the kernel's; nothing of what was asked for stays behind.
     Failed(SetupFailure),
 }

@@ -15,7 +15,7 @@ use crate::step::{At, Failure};
 
 /// Where layers are unpacked before they are committed, and where they go before they are deleted.
 pub(crate) const TMP: &str = "tmp";
-const TRASH: &str = "trash";
+pub(crate) const TRASH: &str = "trash";
 
 /// The store's root as the launcher sees it after it has left the host's.
 pub(crate) const STORE: &str = "/layers";
@@ -33,18 +33,19 @@ pub(crate) fn check_name(layer: &str) -> Result<(), Failure> {
     }
 }
 
-/// Makes the store's folders and removes what an earlier life left half done.
+/// Makes the store's folders and throws away what an earlier life left half done. Deleting that may
+/// take long and is left to [`crate::trash`].
 pub(crate) fn open(path: &Path) -> Result<OwnedFd, Failure> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("make layer store")?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).at("close layer store")?;
-    for name in [TMP, TRASH] {
-        let leftover = path.join(name);
-        if leftover.exists() {
-            std::fs::remove_dir_all(&leftover).at("clean layer store")?;
-        }
-        std::fs::create_dir(&leftover).at("make layer store")?;
+    let (tmp, trash) = (path.join(TMP), path.join(TRASH));
+    std::fs::DirBuilder::new().recursive(true).create(&trash).at("make layer store")?;
+    if tmp.exists() {
+        let name = unique(TMP);
+        std::fs::rename(&tmp, trash.join(name)).at("clean layer store")?;
     }
+    std::fs::create_dir(&tmp).at("make layer store")?;
     dir::open_dir(path).at("open layer store")
 }
 
@@ -87,17 +88,21 @@ pub(crate) fn abort(name: &str) -> io::Result<()> {
     std::fs::remove_dir_all(Path::new(STORE).join(TMP).join(name))
 }
 
-/// Takes the name away at once and the tree behind it afterwards.
-pub(crate) fn remove(store: &OwnedFd, layer: &str) -> Result<(), Failure> {
+/// A name that nothing in the trash has had.
+fn unique(name: &str) -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{name}.{}.{}", std::process::id(), since.as_nanos())
+}
+
+/// Takes the name away, and says how the tree behind it is called in the trash.
+pub(crate) fn discard(store: &OwnedFd, layer: &str) -> Result<String, Failure> {
     check_name(layer)?;
-    let name = format!("{layer}.{}", std::process::id());
+    let name = unique(layer);
     let trash = dir::open_dir_beneath(store, TRASH, OFlag::empty()).at("open trash")?;
     match renameat2(store, layer, &trash, name.as_str(), RenameFlags::empty()) {
-        Err(Errno::ENOENT) => return Ok(()),
-        result => result.at("move layer to trash")?,
+        Err(Errno::ENOENT) => Ok(name),
+        result => result.at("move layer to trash").map(|()| name),
     }
-    // Descriptor-based and never following a link, so nothing in the tree can lead it elsewhere.
-    std::fs::remove_dir_all(Path::new(STORE).join(TRASH).join(name)).at("delete layer")
 }
 
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub struct Report {
     pub bytes: u64,
     /// Of the files written, holes not among them.
     pub file_bytes: u64,
+    /// What the tree takes of the disk, in the blocks that most file systems have.
+    pub disk_bytes: u64,
     pub entries: u64,
     pub whiteouts: u64,
     pub opaque_dirs: u64,

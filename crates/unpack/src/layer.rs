@@ -15,6 +15,8 @@ use crate::sparse::Stretch;
 use crate::stream::Stream;
 use crate::tree::{Counts, Meta, Tree};
 
+/// What a file system gives out at once.
+const BLOCK_BYTES: u64 = 4096;
 const BUFFER_BYTES: usize = 128 * 1024;
 
 /// Unpacks one layer below `root`. What `mark_opaque` gets is a directory of the layer.
@@ -107,6 +109,7 @@ impl Unpacker<'_> {
         let whole = [(0, size)];
         for (offset, len) in stretches.unwrap_or(&whole) {
             self.stretch(&mut file, path, *offset, *len)?;
+            self.tree.counts.disk_bytes += len.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
         }
         let fail = |error: nix::Error| UnpackError::io("write", &path.join(), &error.into());
         if stretches.is_some() {
@@ -139,8 +142,15 @@ impl Unpacker<'_> {
         if diff_id != self.job.diff_id && walls::stands("diff_id") {
             return Err(UnpackError::DiffId { expected: self.job.diff_id.clone(), found: diff_id });
         }
-        let Counts { file_bytes, whiteouts, opaque_dirs, dropped_xattrs, squashed_owners, root_opaque } =
-            tree.counts;
+        let Counts {
+            file_bytes,
+            disk_bytes,
+            whiteouts,
+            opaque_dirs,
+            dropped_xattrs,
+            squashed_owners,
+            root_opaque,
+        } = tree.counts;
         let mut dirs = DirLists::default();
         tree.dirs.iter().for_each(|(path, meta)| dirs.add(path, meta.as_ref()));
         Ok(Report {
@@ -149,6 +159,7 @@ impl Unpacker<'_> {
             compressed_bytes,
             bytes,
             file_bytes,
+            disk_bytes: disk_bytes + tree.dirs.len() as u64 * BLOCK_BYTES,
             entries: self.entries,
             whiteouts,
             opaque_dirs,

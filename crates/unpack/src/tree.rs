@@ -47,6 +47,7 @@ impl Meta {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) file_bytes: u64,
+    pub(crate) disk_bytes: u64,
     pub(crate) whiteouts: u64,
     pub(crate) opaque_dirs: u64,
     pub(crate) dropped_xattrs: u64,

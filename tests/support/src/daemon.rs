@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::host::{self, Host};
-use crate::{Finished, Folder, Process, Registry, Request, Response, sandglass, within};
+use crate::{Finished, Folder, Process, Registry, Request, Response, sandglass, tool, within};
 
 const START_BOUND: Duration = Duration::from_secs(60);
 
@@ -20,11 +20,12 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     folder: Arc<Folder>,
+    disk_bytes: Option<u64>,
 }
 
 impl Builder {
     fn new() -> Self {
-        Self { args: Vec::new(), env: Vec::new(), folder: Arc::new(Folder::new()) }
+        Self { args: Vec::new(), env: Vec::new(), folder: Arc::new(Folder::new()), disk_bytes: None }
     }
 
     /// A flag with its value: `.flag("--slots", 1)`.
@@ -56,6 +57,29 @@ impl Builder {
     #[must_use]
     pub fn registry(self, registry: &Registry) -> Self {
         self.flag("--insecure-registry", registry.host())
+    }
+
+    /// Gives the daemon a disk of its own of that size, which only it can see.
+    #[must_use]
+    pub fn on_disk_of(mut self, bytes: u64) -> Self {
+        self.disk_bytes = Some(bytes);
+        self
+    }
+
+    /// The daemon's program, on its own disk if it has one.
+    fn program(&self) -> Command {
+        const MOUNT: &str = "mount -o loop \"$0\" \"$1\" && shift && exec \"$@\"";
+        let Some(bytes) = self.disk_bytes else { return Command::new(sandglass()) };
+        let disk = self.folder.join("disk");
+        if !disk.exists() {
+            std::fs::File::create(&disk).and_then(|file| file.set_len(bytes)).expect("make a disk");
+            let made = Command::new(tool("mkfs.ext4")).arg("-q").arg(&disk).status();
+            assert!(made.expect("start mkfs.ext4").success(), "mkfs.ext4 fails");
+            std::fs::create_dir_all(self.data_dir()).expect("make a data directory");
+        }
+        let mut command = Command::new(tool("unshare"));
+        command.args(["--mount", "sh", "-c", MOUNT]).arg(disk).arg(self.data_dir()).arg(sandglass());
+        command
     }
 
     /// The daemon's data directory, before and after its life.
@@ -94,7 +118,7 @@ impl Builder {
     /// Starts the daemon without waiting, for tests in which it refuses to start.
     #[track_caller]
     pub fn spawn(&self) -> Process {
-        let mut command = Command::new(sandglass());
+        let mut command = self.program();
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(self.data_dir())

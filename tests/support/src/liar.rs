@@ -102,6 +102,32 @@ impl Liar {
         })
     }
 
+    /// As [`Liar::that_wants_tokens`], of anybody; but each token is good for `requests` requests only.
+    pub fn with_tokens_for(registry: &Registry, requests: usize) -> Self {
+        Self::start(registry, |address| {
+            let realm = format!("Bearer realm=\"http://{address}/token\",service=\"tests\"");
+            // The token that is good now, and how often it still is.
+            let good = Mutex::new((0, 0));
+            Box::new(move |asked: &Asked<'_>| {
+                let mut good = good.lock().unwrap_or_else(PoisonError::into_inner);
+                if asked.path.starts_with("/token") {
+                    *good = (good.0 + 1, requests);
+                    let body = format!(r#"{{"token": "token-{}", "expires_in": 300}}"#, good.0);
+                    return Lie::Say(
+                        200,
+                        vec![("Content-Type".into(), "application/json".into())],
+                        body.into(),
+                    );
+                }
+                if asked.authorization == format!("Bearer token-{}", good.0) && good.1 > 0 {
+                    good.1 -= 1;
+                    return Lie::Truth;
+                }
+                Lie::Say(401, vec![("WWW-Authenticate".into(), realm.clone())], Vec::new())
+            })
+        })
+    }
+
     fn start(registry: &Registry, decide: impl FnOnce(SocketAddr) -> Box<Decide>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a port");
         let address = listener.local_addr().expect("a listener has an address");

@@ -31,7 +31,7 @@ pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};
 pub use liar::{Liar, Lie};
-pub use place::{Folder, target};
+pub use place::{Folder, disk_bytes, target};
 pub use process::Process;
 pub use registry::Registry;
 pub use service::Service;

@@ -1,7 +1,8 @@
 //! Where things are and where tests put theirs.
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// `target/`, whatever it is called here: the folder above the profile's in which this test was built.
@@ -49,4 +50,19 @@ impl Default for Folder {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// What the files below a folder take of the disk, those with several names counted once.
+pub fn disk_bytes(folder: &Path) -> u64 {
+    fn add(path: &Path, seen: &mut BTreeMap<u64, u64>) {
+        let Ok(stat) = path.symlink_metadata() else { return };
+        seen.insert(stat.ino(), stat.blocks() * 512);
+        if stat.is_dir() {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.for_each(|entry| add(&entry.path(), seen));
+        }
+    }
+    let mut seen = BTreeMap::new();
+    add(folder, &mut seen);
+    seen.values().sum()
 }

@@ -167,14 +167,26 @@ impl Registry {
     /// The layers of an image in this registry, by digest.
     #[track_caller]
     pub fn layers_of(&self, repository: &str, tag: &str) -> Vec<String> {
-        let request =
-            self.request("GET", &format!("/v2/{repository}/manifests/{tag}")).header("Accept", MANIFEST);
-        let manifest = request.send().expect(200);
-        let layers = manifest["layers"].as_array().expect("a manifest has layers");
+        let layers = self.layers(repository, tag);
         layers
             .iter()
             .map(|layer| layer["digest"].as_str().expect("a layer has a digest").to_owned())
             .collect()
+    }
+
+    /// How long they are.
+    #[track_caller]
+    pub fn sizes_of(&self, repository: &str, tag: &str) -> Vec<u64> {
+        let layers = self.layers(repository, tag);
+        layers.iter().map(|layer| layer["size"].as_u64().expect("a layer has a size")).collect()
+    }
+
+    #[track_caller]
+    fn layers(&self, repository: &str, tag: &str) -> Vec<Value> {
+        let request =
+            self.request("GET", &format!("/v2/{repository}/manifests/{tag}")).header("Accept", MANIFEST);
+        let manifest = request.send().expect(200);
+        manifest["layers"].as_array().expect("a manifest has layers").clone()
     }
 
     /// Pushes an image and returns its digest.

@@ -2,6 +2,7 @@
 //! Layers are unpacked for real, which needs root: without it each test says that it was skipped.
 
 mod faults;
+mod keeping;
 mod pulls;
 mod sharing;
 mod support;

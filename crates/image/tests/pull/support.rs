@@ -15,7 +15,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use image::{
-    BoxFuture, Commit, Config, ImageError, Images, LayerStore, Observer, PullResult, Unpacked, Unpacking,
+    BoxFuture, Commit, Config, Deleting, Eviction, ImageError, Images, LayerStore, Observer, PullResult,
+    Unpacked, Unpacking,
 };
 use serde_json::json;
 use sha2::Digest;
@@ -359,11 +360,11 @@ impl LayerStore for Folder {
         })
     }
 
-    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<()>> {
+    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
         Box::pin(async move {
             match fs::remove_dir_all(self.path.join(layer)) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(Box::pin(async { Ok(()) }) as Deleting),
             }
         })
     }
@@ -432,6 +433,7 @@ pub(crate) struct Counts {
     pub(crate) bytes: AtomicU64,
     pub(crate) retried: Mutex<Vec<&'static str>>,
     pub(crate) finished: Mutex<Vec<PullResult>>,
+    pub(crate) evicted: Mutex<Vec<Eviction>>,
 }
 
 impl Observer for Counts {
@@ -449,6 +451,10 @@ impl Observer for Counts {
 
     fn retried(&self, reason: &'static str) {
         self.retried.lock().unwrap().push(reason);
+    }
+
+    fn image_removed(&self, why: Eviction) {
+        self.evicted.lock().unwrap().push(why);
     }
 
     fn pull_finished(&self, result: PullResult, _: Duration) {

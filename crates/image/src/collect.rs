@@ -1,0 +1,179 @@
+//! Which images go when there are too many. What is in use or pinned never goes; of the rest, what
+//! was used longest ago goes first, until the store is well below its bound again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::shelf::{Shelf, State};
+use crate::{Eviction, ImageError};
+
+/// How much of the disk images may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Above this, images are collected…
+    pub high_bytes: u64,
+    /// …until no more than this is left.
+    pub low_bytes: u64,
+    /// And they are collected where the file system has less than this to give.
+    pub free_bytes: u64,
+}
+
+impl Budget {
+    pub const UNBOUNDED: Self = Self { high_bytes: u64::MAX, low_bytes: u64::MAX, free_bytes: 0 };
+
+    /// How many bytes have to go before `incoming` more may come, and why.
+    fn surplus(&self, kept: u64, incoming: u64, free: Option<u64>) -> (u64, Eviction) {
+        let full = kept.saturating_add(incoming);
+        let over = if full > self.high_bytes { full.saturating_sub(self.low_bytes) } else { 0 };
+        let wanted = self.free_bytes.saturating_add(incoming);
+        let short = free.map_or(0, |free| wanted.saturating_sub(free));
+        if short > over { (short, Eviction::Disk) } else { (over, Eviction::Limit) }
+    }
+}
+
+/// One image, as far as collecting looks at it.
+struct Candidate<'a> {
+    reference: &'a str,
+    last_used_at: Timestamp,
+    layers: &'a [String],
+}
+
+/// The images to be forgotten, so that at least `surplus` bytes go, or all that can. `named` says how
+/// many images need each layer, and `weight` what its going would bring.
+fn victims<'a>(
+    mut images: Vec<Candidate<'a>>,
+    mut named: HashMap<&'a str, usize>,
+    weight: impl Fn(&str) -> u64,
+    surplus: u64,
+) -> Vec<&'a str> {
+    images.sort_by_key(|image| image.last_used_at);
+    let (mut freed, mut victims) = (0, Vec::new());
+    for image in images {
+        if freed >= surplus {
+            break;
+        }
+        for layer in image.layers {
+            let Some(count) = named.get_mut(layer.as_str()) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                freed += weight(layer);
+            }
+        }
+        victims.push(image.reference);
+    }
+    victims
+}
+
+impl State {
+    fn victims(&self, surplus: u64, is_pinned: impl Fn(&str) -> bool) -> Vec<String> {
+        if surplus == 0 {
+            return Vec::new();
+        }
+        let may_go = self.images.values().filter(|image| {
+            !image.pinned && !is_pinned(&image.reference) && !self.leased.contains_key(&image.reference)
+        });
+        let candidates = may_go.map(|image| Candidate {
+            reference: &image.reference,
+            last_used_at: image.last_used_at,
+            layers: &image.layers,
+        });
+        let named = self.named.iter().map(|(layer, count)| (layer.as_str(), *count)).collect();
+        // A layer that somebody holds stays for now, so its going brings nothing.
+        let weight = |layer: &str| {
+            let held = self.held.contains_key(layer);
+            self.layers.get(layer).filter(|_| !held).map_or(0, crate::disk::KeptLayer::weight)
+        };
+        let victims = victims(candidates.collect(), named, weight, surplus);
+        victims.into_iter().map(str::to_owned).collect()
+    }
+}
+
+impl Shelf {
+    /// Makes room for `incoming` bytes, as far as that is possible and needed. Returns how many images
+    /// had to go for it, of which each has been told to `forgotten`. It writes records, so it blocks.
+    pub(crate) fn collect(self: &Arc<Self>, incoming: u64, forgotten: impl Fn(Eviction)) -> usize {
+        let free = self.store.free_bytes();
+        let (victims, reason) = {
+            let state = self.lock();
+            let free = free.map(|free| free.saturating_add(state.deleting_bytes));
+            let (surplus, reason) = self.budget.surplus(state.weight(), incoming, free);
+            (state.victims(surplus, |reference| self.pinned.contains(reference)), reason)
+        };
+        self.forget(&victims, reason, forgotten)
+    }
+
+    /// Lets go of everything that nobody needs: for when the disk is full all the same.
+    pub(crate) fn collect_all(self: &Arc<Self>, forgotten: impl Fn(Eviction)) -> usize {
+        let victims = self.lock().victims(u64::MAX, |reference| self.pinned.contains(reference));
+        self.forget(&victims, Eviction::Disk, forgotten)
+    }
+
+    fn forget(self: &Arc<Self>, victims: &[String], reason: Eviction, forgotten: impl Fn(Eviction)) -> usize {
+        let mut gone = 0;
+        for reference in victims {
+            match self.remove_unused(reference) {
+                Ok(true) => {
+                    tracing::info!(image = reference, reason = reason.as_str(), "collected an image");
+                    forgotten(reason);
+                    gone += 1;
+                }
+                Ok(false) => {}
+                Err(error) => log_failed(reference, &error),
+            }
+        }
+        gone
+    }
+}
+
+fn log_failed(reference: &str, error: &ImageError) {
+    tracing::warn!(image = reference, error = ?error, "an image could not be collected");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Budget = Budget { high_bytes: 100, low_bytes: 80, free_bytes: 10 };
+
+    #[test]
+    fn nothing_goes_below_the_high_mark_and_enough_goes_above_it() {
+        for (kept, incoming, free, surplus) in [
+            (100, 0, None, (0, Eviction::Limit)),
+            (101, 0, None, (21, Eviction::Limit)),
+            (50, 60, None, (30, Eviction::Limit)),
+            (50, 0, Some(10), (0, Eviction::Limit)),
+            (50, 0, Some(4), (6, Eviction::Disk)),
+            (50, 20, Some(25), (5, Eviction::Disk)),
+            (101, 0, Some(0), (21, Eviction::Limit)),
+        ] {
+            assert_eq!(BUDGET.surplus(kept, incoming, free), surplus, "{kept} {incoming} {free:?}");
+        }
+        assert_eq!(Budget::UNBOUNDED.surplus(u64::MAX, u64::MAX, Some(0)).0, u64::MAX);
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first_and_shared_layers_go_last() {
+        let layers = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (old, middle, new) = (layers(&["base", "old"]), layers(&["base", "middle"]), layers(&["new"]));
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let pick = |surplus| {
+            let images = [("new", &new, 3), ("old", &old, 1), ("middle", &middle, 2)];
+            let images = images.map(|(reference, layers, used)| Candidate {
+                reference,
+                last_used_at: at(used),
+                layers,
+            });
+            let named = HashMap::from([("base", 2), ("old", 1), ("middle", 1), ("new", 1)]);
+            let weight = |layer: &str| if layer == "base" { 100 } else { 10 };
+            victims(images.into(), named, weight, surplus)
+        };
+        assert_eq!(pick(0), Vec::<&str>::new());
+        assert_eq!(pick(10), ["old"]);
+        // The base goes with the last image that needs it.
+        assert_eq!(pick(11), ["old", "middle"]);
+        assert_eq!(pick(120), ["old", "middle"]);
+        assert_eq!(pick(1000), ["old", "middle", "new"]);
+    }
+}

@@ -1,0 +1,161 @@
+//! What stays, what goes, and what a name is taken to mean.
+
+use std::time::Duration;
+
+use image::{Budget, Eviction, ImageError, Images};
+use run::Pull;
+
+use crate::support::{Fake, Home, Made, as_root, hex, layer, made, noise};
+
+const MEGABYTE: u64 = 1 << 20;
+
+/// An image of about that many megabytes.
+fn of_megabytes(name: &str, megabytes: usize) -> Made {
+    made(&[layer(&[(name, &noise(megabytes << 20))])])
+}
+
+async fn four_images() -> Fake {
+    let fake = Fake::honest(of_megabytes("x", 1)).await;
+    for name in ["a", "b", "c", "d"] {
+        fake.serve(name, of_megabytes(name, 1));
+    }
+    fake
+}
+
+async fn get(images: &Images, fake: &Fake, name: &str) -> image::Lease {
+    images.acquire(&format!("{}/{name}", fake.host), Pull::Missing).await.unwrap()
+}
+
+/// Names without their registry and tag.
+fn here(images: &Images) -> Vec<String> {
+    let short = |name: String| name.rsplit('/').next().unwrap().split(':').next().unwrap().to_owned();
+    let mut names: Vec<_> = images.list().into_iter().map(|image| short(image.reference)).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_longest_ago_goes_when_there_is_too_much() {
+    as_root!();
+    let fake = four_images().await;
+    let mut home = Home::new(&[&fake.host]);
+    home.config.budget =
+        // What is to come is taken to be three times as large as it travels.
+        Budget { high_bytes: 5 * MEGABYTE, low_bytes: 5 * MEGABYTE, free_bytes: 0 };
+    let images = home.open().await;
+    for name in ["a", "b", "c"] {
+        drop(get(&images, &fake, name).await);
+    }
+    // Used again, so it is not the one that goes.
+    drop(get(&images, &fake, "a").await);
+    assert_eq!(here(&images), ["a", "b", "c"]);
+    let lease = get(&images, &fake, "d").await;
+    assert_eq!(here(&images), ["a", "c", "d"]);
+    assert!(images.total_bytes() <= 5 * MEGABYTE);
+    assert!(home.counts.evicted.lock().unwrap().iter().all(|why| *why == Eviction::Limit));
+    // What went can be had again.
+    drop(lease);
+    assert!(get(&images, &fake, "b").await.fetched);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pinned_or_in_use_stays_however_full_it_is() {
+    as_root!();
+    let fake = four_images().await;
+    let mut home = Home::new(&[&fake.host]);
+    home.config.budget = Budget { high_bytes: 1, low_bytes: 1, free_bytes: 0 };
+    home.config.pinned = vec![format!("{}/c", fake.host)];
+    let images = home.open().await;
+    let used = get(&images, &fake, "a").await;
+    images.pin(&format!("{}/b", fake.host), true).await.unwrap_err();
+    let pinned = get(&images, &fake, "b").await;
+    images.pin(&pinned.reference, true).await.unwrap();
+    drop(pinned);
+    drop(get(&images, &fake, "c").await);
+    drop(get(&images, &fake, "d").await);
+    drop(get(&images, &fake, "x").await);
+    assert_eq!(here(&images), ["a", "b", "c", "x"]);
+    assert!(images.list().iter().filter(|image| image.pinned).count() == 2);
+    assert!(images.get(&used.reference).unwrap().in_use);
+
+    // A pin outlives the server; a lease doesn't.
+    images.close().await;
+    drop((used, images));
+    let images = home.open().await;
+    drop(get(&images, &fake, "d").await);
+    assert_eq!(here(&images), ["b", "c", "d"]);
+    images.pin(&format!("{}/b", fake.host), false).await.unwrap();
+    drop(get(&images, &fake, "a").await);
+    assert_eq!(here(&images), ["a", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_images_share_are_counted_once_and_told_apart() {
+    as_root!();
+    let base = layer(&[("base", &noise(1 << 20))]);
+    let fake = Fake::honest(made(&[base.clone(), layer(&[("x", &noise(1000))])])).await;
+    fake.serve("a", made(&[base, layer(&[("a", &noise(2000))])]));
+    let home = Home::new(&[&fake.host]);
+    let images = home.open().await;
+    drop(get(&images, &fake, "x").await);
+    let alone = images.get(&fake.name()).unwrap();
+    assert_eq!((alone.bytes, alone.own_bytes), (MEGABYTE + 1000, MEGABYTE + 1000));
+    drop(get(&images, &fake, "a").await);
+    let shared = images.get(&fake.name()).unwrap();
+    assert_eq!((shared.bytes, shared.own_bytes), (MEGABYTE + 1000, 1000));
+    assert!((MEGABYTE..MEGABYTE + 8 * 4096).contains(&images.total_bytes()), "{}", images.total_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_is_here_under_any_name_is_not_asked_for() {
+    as_root!();
+    let made = of_megabytes("x", 1);
+    let fake = Fake::honest(made.clone()).await;
+    let home = Home::new(&[&fake.host]);
+    let images = home.open().await;
+    let digest = images.acquire(&fake.name(), Pull::Missing).await.unwrap().digest.unwrap();
+    let asked = fake.all();
+    let name = format!("{}/x@{digest}", fake.host);
+    for pull in [Pull::Never, Pull::Missing, Pull::Always] {
+        let lease = images.acquire(&name, pull).await.unwrap();
+        assert_eq!((lease.digest.as_deref(), lease.fetched), (Some(digest.as_str()), false));
+    }
+    assert_eq!(fake.all(), asked);
+    // Under another repository it may be somebody else's, and private.
+    let other = format!("{}/y@{digest}", fake.host);
+    let error = images.acquire(&other, Pull::Never).await.unwrap_err();
+    assert!(matches!(error, ImageError::NotPresent { .. }), "{error:?}");
+    home.trees_become(&[&hex(&made.diff_ids[0])]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_asked_about_again_after_its_life_and_nobody_waits_for_it() {
+    as_root!();
+    let fake = Fake::honest(of_megabytes("old", 1)).await;
+    let mut home = Home::new(&[&fake.host]);
+    home.config.tag_life = Some(Duration::from_millis(300));
+    let images = home.open().await;
+    let old = images.acquire(&fake.name(), Pull::Missing).await.unwrap().digest;
+    fake.serve("x", of_megabytes("new", 1));
+    let asked = fake.all();
+    for _ in 0..50 {
+        assert_eq!(images.acquire(&fake.name(), Pull::Missing).await.unwrap().digest, old);
+    }
+    assert_eq!(fake.all(), asked, "within its life nobody is asked");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    // Those who come at the same time have one of them ask.
+    for _ in 0..20 {
+        assert_eq!(images.acquire(&fake.name(), Pull::Never).await.unwrap().digest, old);
+    }
+    assert_eq!(fake.all(), asked, "never is never");
+    let lease = images.acquire(&fake.name(), Pull::Missing).await.unwrap();
+    assert!(!lease.fetched && lease.digest == old);
+    for _ in 0..100 {
+        if images.get(&fake.name()).unwrap().digest != old.clone().unwrap() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(images.acquire(&fake.name(), Pull::Missing).await.unwrap().digest, old);
+    assert_eq!(fake.count("HEAD", "manifests/latest"), 1);
+}

@@ -1,0 +1,4 @@
+//! The image store from outside: what it keeps, what it survives, and what it takes without a network.
+
+mod faults;
+mod kept;
