@@ -72,6 +72,7 @@ pub struct Telemetry {
     orphans_reaped: IntCounter,
     ready: IntGauge,
     disk: DiskGauges,
+    sse_watchers: IntGauge,
     pulls: IntCounterVec,
     pull_seconds: HistogramVec,
     pull_bytes: IntCounter,
@@ -118,6 +119,16 @@ pub struct Gauges {
     /// Absent where it can't be asked for.
     pub disk: Option<Disk>,
     pub files: engine::files::FileCounts,
+}
+
+/// Counts one client that follows a run.
+#[derive(Debug)]
+pub struct Watching(IntGauge);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// The file system on which the data directory is.
@@ -217,6 +228,7 @@ impl Telemetry {
                 inodes: make.measure("data_disk_inodes", "How many files it can have; 0 means no bound"),
                 free_inodes: make.measure("data_disk_free_inodes", "How many more files it can have"),
             },
+            sse_watchers: make.gauge("sse_watchers", "Clients that follow a run"),
             pulls: make.counters("image_pulls_total", "Pulls that ended", "result", results),
             pull_seconds: make.histograms(
                 "image_pull_seconds",
@@ -305,6 +317,12 @@ impl Telemetry {
         self.http_requests.with_label_values(&[template, known, class]).inc();
         self.http_seconds.with_label_values(&[template, known]).observe(took.as_secs_f64());
         tracing::debug!(route, status, took_ms = took.as_secs_f64() * 1e3, "answered");
+    }
+
+    /// Somebody follows a run, until the guard is dropped.
+    pub fn watching(&self) -> Watching {
+        self.sse_watchers.inc();
+        Watching(self.sse_watchers.clone())
     }
 
     /// A request was refused before it became a run.

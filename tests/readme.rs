@@ -108,7 +108,7 @@ fn every_call_and_every_command_that_is_named_exists() {
             }
         }
     }
-    assert!(count >= 13, "only {count} calls are named with a method");
+    assert!(count >= 16, "only {count} calls are named with a method");
     let help = Finished::output(&sandglass(), &["--help"]);
     for command in ["serve", "run", "pull", "images", "key", "doctor", "openapi"] {
         assert!(calls.contains(command) && help.contains(&format!("  {command} ")), "{command}: {help}");

@@ -17,9 +17,9 @@ use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::App;
 use super::auth;
 use super::problem::{self, Problem};
+use super::{App, accept};
 use crate::telemetry::RefusedFor;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -211,45 +211,28 @@ fn cors(origins: &[String]) -> tower::util::Either<CorsLayer, tower::layer::util
         .allow_headers([
             header::CONTENT_TYPE,
             header::AUTHORIZATION,
+            header::RANGE,
             HeaderName::from_static("prefer"),
+            HeaderName::from_static("last-event-id"),
             REQUEST_ID,
         ])
         .expose_headers([
             header::LOCATION,
             header::RETRY_AFTER,
             header::WWW_AUTHENTICATE,
+            header::CONTENT_RANGE,
             REQUEST_ID,
             HeaderName::from_static("server-timing"),
         ]);
     tower::util::Either::Left(layer)
 }
 
-/// The calls answer with JSON only; who can't read it is told before anything is run.
+/// Who can't read the answer is told before anything is run.
 async fn check_accept(request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let json_only = ["/runs", "/images", "/info"]
-        .iter()
-        .any(|call| path.strip_prefix(call).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
-    if json_only && !accepts_json(request.headers()) {
+    if !accept::acceptable(request.method(), request.uri().path(), request.headers()) {
         return problem::NOT_ACCEPTABLE.problem().into_response();
     }
     next.run(request).await
-}
-
-fn accepts_json(headers: &HeaderMap) -> bool {
-    let mut lines = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    if lines.peek().is_none() {
-        return true;
-    }
-    let acceptable = |range: &str| {
-        let mut parts = range.split(';').map(str::trim);
-        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let refused = parts.any(|part| {
-            part.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
-        });
-        !refused && matches!(media.as_str(), "*/*" | "application/*" | "application/json" | "")
-    };
-    lines.flat_map(|line| line.split(',')).any(acceptable)
 }
 
 #[cfg(test)]
@@ -303,22 +286,6 @@ mod tests {
         ] {
             let problem = caller_problem(named, headers, &[], &[]);
             assert_eq!(problem.is_none(), ok, "{named:?} {headers:?}");
-        }
-    }
-
-    #[test]
-    fn who_cannot_read_json_is_told() {
-        for (accept, expected) in [
-            (None, true),
-            (Some("*/*"), true),
-            (Some("application/json"), true),
-            (Some("text/html, application/*;q=0.5"), true),
-            (Some("application/json;q=0"), false),
-            (Some("text/html"), false),
-            (Some("text/event-stream"), false),
-        ] {
-            let lines: Vec<_> = accept.iter().map(|accept| ("accept", *accept)).collect();
-            assert_eq!(accepts_json(&headers(&lines)), expected, "{accept:?}");
         }
     }
 }

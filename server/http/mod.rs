@@ -9,6 +9,9 @@ pub mod auth;
 
 pub mod runs;
 
+pub mod events;
+pub mod raw;
+
 pub mod files;
 
 pub mod images;
@@ -17,6 +20,7 @@ pub mod health;
 
 pub mod principals;
 
+mod accept;
 pub mod body;
 mod checks;
 pub mod content;
@@ -26,6 +30,7 @@ pub mod errors;
 pub mod fields;
 mod impatient;
 pub mod json;
+pub mod pieces;
 pub mod prefer;
 pub mod problem;
 pub mod query;

@@ -45,8 +45,9 @@ kinds! {
         "The server has no such image. `POST /images` pulls one; `GET /images` lists those that are there.";
     METHOD_NOT_ALLOWED = "method-not-allowed", 405, "The path does not offer that method",
         "The `Allow` header of the reply lists the methods that the path offers.";
-    NOT_ACCEPTABLE = "not-acceptable", 406, "The reply is JSON, which the request does not accept",
-        "Send `Accept: application/json`, or no `Accept` header.";
+    NOT_ACCEPTABLE = "not-acceptable", 406, "The reply is in no form that the request accepts",
+        "Replies are `application/json`, and `text/event-stream` where a run is followed. Name the one you can read \
+         in `Accept`, or send no such header.";
     BODY_TIMEOUT = "body-timeout", 408, "The body did not arrive in time",
         "The client must send the whole body within `body_timeout_ms`.";
     BODY_TOO_LARGE = "body-too-large", 413, "The body is too large",
@@ -55,6 +56,8 @@ kinds! {
         "Send `Content-Type: application/json`. An absent type and curl's default are read as JSON too.";
     NOT_A_FORM = "not-a-form", 400, "The body is not a file",
         "The body broke off, or it says that it is a form and is none with exactly one part.";
+    RANGE_NOT_SATISFIABLE = "range-not-satisfiable", 416, "The output has no such bytes",
+        "The `Range` begins behind the last byte that the run has written. While it goes there may be more later.";
     INVALID_REQUEST = "invalid-request", 422, "The request has values that can't be accepted",
         "Each entry of `errors` names one value, by JSON pointer or by parameter, and says what is allowed.";
     IMAGE_NOT_FOUND = "image-not-found", 422, "The image does not exist",

@@ -101,6 +101,15 @@ pub enum OutcomeName {
     SandboxError,
 }
 
+impl<'a> RunReply<'a> {
+    /// With nothing in its outputs, and beside it how these are encoded.
+    pub fn without_outputs(run: &'a Run) -> (Self, [Encoding; 2]) {
+        let reply = Self::from(run);
+        let encodings = [reply.stdout_encoding, reply.stderr_encoding];
+        (Self { stdout: Text::Utf8(""), stderr: Text::Utf8(""), ..reply }, encodings)
+    }
+}
+
 impl<'a> From<&'a Run> for RunReply<'a> {
     fn from(run: &'a Run) -> Self {
         let stdout = Text::new(&run.stdout, run.output_encoding);

@@ -9,13 +9,16 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
-use super::{App, docs, files, health, images, layers, principals, problem, runs};
+use super::{App, docs, events, files, health, images, layers, principals, problem, raw, runs};
 
 /// Every documented call.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(runs::create, runs::list))
         .routes(routes!(runs::get, runs::cancel))
+        .routes(routes!(events::watch))
+        .routes(routes!(raw::stdout))
+        .routes(routes!(raw::stderr))
         .routes(routes!(files::upload))
         .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))

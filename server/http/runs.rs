@@ -6,12 +6,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use engine::RunHandle;
 use run::{Outcome, Run, RunId, RunState};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::create_run::CreateRun;
+use super::events::{self, WantsEvents};
 use super::prefer::Prefer;
 use super::problem::{self, Document, Problem};
 use super::query::{Parameters, RunPath};
@@ -29,11 +32,13 @@ const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 ///
 /// Whatever the program did, a run that took place is `200`. With `Prefer: respond-async` the reply is
 /// `202` at once, with `Prefer: wait=N` after at most that many seconds; `GET` the `Location` for the end.
+/// With `Accept: text/event-stream` the reply is the events of `GET /runs/{id}/events`, as they come.
 /// A client that goes away while it waits without such a preference cancels its run.
 #[utoipa::path(post, path = "/runs", operation_id = "create_run", tag = "runs", request_body = CreateRun,
     params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds")),
     responses(
-        (status = 200, description = "The run took place; see `outcome`", body = RunReply,
+        (status = 200, description = "The run took place; see `outcome`",
+         content((RunReply = "application/json"), (String = "text/event-stream")),
          headers(("Server-Timing" = String, description = "Where the time went"))),
         (status = 202, description = "The run goes on; `GET` the `Location`", body = RunReply,
          headers(("Location" = String, description = "The run's path"))),
@@ -52,24 +57,26 @@ pub async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
     prefer: Prefer,
+    WantsEvents(events): WantsEvents,
     body: JsonBody,
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
     let spec = CreateRun::spec(value, &app.allowed, &caller.principal, &files::lookup(&app, &caller))?;
     let handle = app.engine.submit(spec)?;
     let most_s = app.config.wait_max_s;
-    let Some(patience) = prefer.patience(most_s) else {
+    let patience = prefer.patience(most_s);
+    if events {
+        let leaving = patience.is_none().then(|| handle.cancel_on_drop());
+        hold_to_the_end(&handle, share);
+        return Ok(events::of_new_run(&app, handle.watch(), leaving));
+    }
+    let Some(patience) = patience else {
         let leaving = handle.cancel_on_drop();
         let run = handle.wait(None).await;
         leaving.disarm();
         return reply::finished(&run);
     };
-    // What the request holds in memory counts for as long as the run has not ended.
-    let waiting = handle.clone();
-    tokio::spawn(async move {
-        waiting.wait(None).await;
-        drop(share);
-    });
+    hold_to_the_end(&handle, share);
     let run = handle.wait(Some(patience)).await;
     let reply = if run.state == RunState::Finished && !patience.is_zero() {
         reply::finished(&run)?
@@ -77,6 +84,16 @@ pub async fn create(
         accepted(&run)
     };
     Ok(prefer.applied(most_s, reply))
+}
+
+/// What a request holds in memory counts for as long as its run has not ended, whoever waits for it.
+fn hold_to_the_end(handle: &RunHandle, share: Option<OwnedSemaphorePermit>) {
+    let Some(share) = share else { return };
+    let waiting = handle.clone();
+    tokio::spawn(async move {
+        waiting.wait(None).await;
+        drop(share);
+    });
 }
 
 fn accepted(run: &Run) -> Response {

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use run::{ImageRef, Outcome, Output, Run, RunEvent, RunId, RunSpec, RunState, StoredFile, Timings};
-use tokio::sync::{broadcast, watch};
+use run::{ImageRef, Outcome, Output, Run, RunId, RunSpec, RunState, StoredFile, Timings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -16,16 +15,15 @@ use crate::admission::{Admission, Slot, Ticket};
 use crate::execute::{Executed, Stdin, Step, execute, ms};
 use crate::files::Files;
 use crate::launcher::Control;
+use crate::live::{Live, RunHandle};
 use crate::observer::{Observer, Rejection};
 use crate::store::{FinishedRuns, Keep};
+use crate::watcher::Watcher;
 use crate::{Context, Images, Launcher, Leases};
 use sandbox::protocol::Event;
 
 /// How long a slot waits for the traces of its run to go.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
-
-/// How many events a watcher may be behind before it loses some.
-const EVENTS_KEPT: usize = 256;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -68,26 +66,6 @@ pub struct Counts {
     pub running: usize,
     /// Sandboxes whose run has ended and whose traces are being removed.
     pub ending: usize,
-}
-
-/// A run that was taken.
-#[derive(Clone, Debug)]
-pub struct RunHandle {
-    live: Arc<Live>,
-}
-
-/// Cancels a run unless it is disarmed: for clients that wait, and may go away.
-#[derive(Debug)]
-pub struct CancelOnDrop {
-    live: Option<Arc<Live>>,
-}
-
-#[derive(Debug)]
-struct Live {
-    id: RunId,
-    state: watch::Sender<Arc<Run>>,
-    events: broadcast::Sender<RunEvent>,
-    cancel: CancellationToken,
 }
 
 /// Cheap to clone; all clones are the same engine.
@@ -166,12 +144,7 @@ impl Engine {
             SubmitError::Busy { retry_after: full.retry_after }
         })?;
         let run = self.queued(&spec);
-        let live = Arc::new(Live {
-            id: run.id,
-            state: watch::Sender::new(Arc::new(run)),
-            events: broadcast::Sender::new(EVENTS_KEPT),
-            cancel: CancellationToken::new(),
-        });
+        let live = Live::new(run);
         inner.runs().live.insert(live.id, Arc::clone(&live));
         inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, leases, ticket));
         Ok(RunHandle { live })
@@ -204,7 +177,7 @@ impl Engine {
     pub fn get(&self, id: RunId) -> Option<Arc<Run>> {
         let runs = self.inner.runs();
         match runs.live.get(&id) {
-            Some(live) => Some(Arc::clone(&live.state.borrow())),
+            Some(live) => Some(live.run()),
             None => runs.finished.get(id),
         }
     }
@@ -234,8 +207,7 @@ impl Engine {
     /// Runs, the newest first, as far as `wanted` takes them.
     pub fn list(&self, limit: usize, wanted: impl Fn(&Run) -> bool) -> Vec<Arc<Run>> {
         let runs = self.inner.runs();
-        let mut all: Vec<Arc<Run>> =
-            runs.live.values().map(|live| Arc::clone(&live.state.borrow())).collect();
+        let mut all: Vec<Arc<Run>> = runs.live.values().map(|live| live.run()).collect();
         all.sort_unstable_by_key(|run| std::cmp::Reverse(run.id));
         let mut found = merge(all, runs.finished.newest().cloned());
         found.retain(|run| wanted(run));
@@ -243,9 +215,13 @@ impl Engine {
         found
     }
 
-    /// What happens to a run from now on; `None` when it has finished.
-    pub fn subscribe(&self, id: RunId) -> Option<broadcast::Receiver<RunEvent>> {
-        self.inner.runs().live.get(&id).map(|live| live.events.subscribe())
+    /// Follows a run, in whatever state.
+    pub fn watch(&self, id: RunId) -> Option<Watcher> {
+        let runs = self.inner.runs();
+        match runs.live.get(&id) {
+            Some(live) => Some(Watcher::live(Arc::clone(live))),
+            None => runs.finished.get(id).map(Watcher::finished),
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -296,61 +272,10 @@ fn merge(live: Vec<Arc<Run>>, finished: impl Iterator<Item = Arc<Run>>) -> Vec<A
     all
 }
 
-impl RunHandle {
-    pub fn id(&self) -> RunId {
-        self.live.id
-    }
-
-    pub fn run(&self) -> Arc<Run> {
-        Arc::clone(&self.live.state.borrow())
-    }
-
-    /// The run when it has finished, or as it stands when the time is over.
-    pub async fn wait(&self, time: Option<Duration>) -> Arc<Run> {
-        let mut state = self.live.state.subscribe();
-        let finished = state.wait_for(|run| run.state == RunState::Finished);
-        match time {
-            None => drop(finished.await),
-            Some(time) => drop(tokio::time::timeout(time, finished).await),
-        }
-        self.run()
-    }
-
-    pub fn cancel_on_drop(&self) -> CancelOnDrop {
-        CancelOnDrop { live: Some(Arc::clone(&self.live)) }
-    }
-}
-
-impl CancelOnDrop {
-    /// The client has its answer: the run is left alone.
-    pub fn disarm(mut self) {
-        self.live = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some(live) = &self.live {
-            live.cancel.cancel();
-        }
-    }
-}
-
 impl Inner {
     fn runs(&self) -> MutexGuard<'_, Runs> {
         // A panic under this lock leaves the maps whole.
         self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-impl Live {
-    fn update(&self, change: impl FnOnce(&mut Run)) {
-        self.state.send_modify(|run| change(Arc::make_mut(run)));
-    }
-
-    fn enter(&self, state: RunState) {
-        self.update(|run| run.state = state);
-        let _ = self.events.send(RunEvent::State(state));
     }
 }
 
@@ -383,7 +308,7 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, leases: Leases
         return finish(&inner, &live, if lost { executed.interrupted() } else { executed });
     };
     inner.observer.dequeued(waited);
-    live.enter(RunState::Preparing);
+    live.update(|run| run.state = RunState::Preparing);
     let context = Context {
         images: &*inner.images,
         launcher: &*inner.launcher,
@@ -408,19 +333,10 @@ fn follow(inner: &Inner, live: &Live, step: Step<'_>) {
         Step::Image(image) => live.update(|run| run.image = image.clone()),
         Step::Started => {
             inner.runs().running += 1;
-            live.update(|run| run.started_at = Some(Timestamp::now()));
-            live.enter(RunState::Running);
+            live.update(|run| (run.state, run.started_at) = (RunState::Running, Some(Timestamp::now())));
         }
-        Step::Output { stream, offset, bytes } => {
-            // Copied only where somebody watches.
-            if live.events.receiver_count() > 0 {
-                let _ = live.events.send(RunEvent::Output {
-                    stream,
-                    offset: offset as u64,
-                    bytes: bytes.to_vec(),
-                });
-            }
-        }
+        Step::Outputs { stdout, stderr } => live.writes_to(stdout, stderr),
+        Step::Wrote => live.wrote(),
     }
 }
 
@@ -449,14 +365,13 @@ fn finish(inner: &Inner, live: &Live, executed: Executed) {
         run.started_at = started_at;
         run.finished_at = Some(Timestamp::now());
     });
-    let run = Arc::clone(&live.state.borrow());
+    let run = live.run();
     inner.observer.finished(&run, overshoot);
     {
         let mut runs = inner.runs();
         runs.live.remove(&live.id);
         runs.finished.insert(run, Instant::now());
     }
-    let _ = live.events.send(RunEvent::State(RunState::Finished));
 }
 
 /// The answer is out; the slot is free only when nothing of the run is left.

@@ -1,6 +1,7 @@
 //! One run, start to finish. Every run in the system goes through these lines.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::ImageError;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::launcher::{Control, Launch, LaunchError, Launched};
 use crate::observer::{Observer, Startup};
-use crate::output::Collector;
+use crate::output::{Collector, Kept};
 use crate::{Images, Launcher, Leases, plan, stdin};
 
 /// After the last process is dead its outputs end at once; this bounds what should not happen.
@@ -50,8 +51,10 @@ pub enum Step<'a> {
     Image(&'a ImageRef),
     /// The program was started.
     Started,
-    /// Bytes that were kept of an output.
-    Output { stream: Stream, offset: usize, bytes: &'a [u8] },
+    /// The run is with the launcher; this is what will be kept of what it writes.
+    Outputs { stdout: &'a Arc<Kept>, stderr: &'a Arc<Kept> },
+    /// One of them has grown.
+    Wrote,
 }
 
 /// How it went.
@@ -200,21 +203,21 @@ impl Running<'_> {
         let limits = &self.spec.limits;
         let mut stdout = Collector::new(stdout, limits.stdout_bytes);
         let mut stderr = Collector::new(stderr, limits.stderr_bytes);
+        on_step(Step::Outputs { stdout: stdout.kept(), stderr: stderr.kept() });
         let kills = self.spec.on_output_limit == OnOutputLimit::Kill;
         let (mut last, mut exceeded, mut cancelled) = (None, None, false);
         let drained = tokio::time::sleep(Duration::MAX);
         tokio::pin!(drained);
         while last.is_none() || !(stdout.ended() && stderr.ended()) {
-            let mut note = |collector: &Collector, stream, begin| {
-                let bytes = collector.kept_from(begin);
-                if !bytes.is_empty() {
-                    on_step(Step::Output { stream, offset: begin, bytes });
+            let mut note = |collector: &Collector, grown| {
+                if grown {
+                    on_step(Step::Wrote);
                 }
                 collector.exceeded() && exceeded.is_none()
             };
             let crossed = tokio::select! {
-                begin = stdout.read(), if !stdout.ended() => note(&stdout, Stream::Stdout, begin).then_some(Stream::Stdout),
-                begin = stderr.read(), if !stderr.ended() => note(&stderr, Stream::Stderr, begin).then_some(Stream::Stderr),
+                grown = stdout.read(), if !stdout.ended() => note(&stdout, grown).then_some(Stream::Stdout),
+                grown = stderr.read(), if !stderr.ended() => note(&stderr, grown).then_some(Stream::Stderr),
                 event = control.next(), if last.is_none() => {
                     last = self.hear(event, on_step);
                     if last.is_some() {

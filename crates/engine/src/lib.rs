@@ -4,6 +4,9 @@
 mod engine;
 mod execute;
 
+mod live;
+mod watcher;
+
 mod admission;
 mod output;
 mod plan;
@@ -16,9 +19,12 @@ mod images;
 mod launcher;
 mod observer;
 
-pub use engine::{CancelOnDrop, Config, Counts, Engine, RunHandle, SubmitError};
+pub use engine::{Config, Counts, Engine, SubmitError};
 pub use execute::{Context, Executed, Stdin, Step, execute, problem_name};
 pub use files::Leases;
 pub use images::Images;
 pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLauncher};
+pub use live::{CancelOnDrop, RunHandle};
 pub use observer::{NoObserver, Observer, Rejection, Startup};
+pub use output::Kept;
+pub use watcher::{Extent, Piece, Watcher};

@@ -324,21 +324,51 @@ async fn a_lost_launcher_ends_everything() {
     assert_eq!(engine.submit(spec("x")).unwrap_err(), SubmitError::LauncherLost);
 }
 
-#[tokio::test]
-async fn watchers_see_states_and_outputs_in_order() {
-    let engine = engine(Script::default().will(vec![started(), Act::Stdout("hi"), exits(0)]));
-    let run = engine.submit(spec("x")).unwrap();
-    let mut events = engine.subscribe(run.id()).unwrap();
-    let mut seen = Vec::new();
-    loop {
-        match events.recv().await.unwrap() {
-            run::RunEvent::State(RunState::Finished) => break,
-            run::RunEvent::State(state) => seen.push(format!("{state:?}")),
-            run::RunEvent::Output { offset, bytes, .. } => {
-                seen.push(format!("{offset}:{}", String::from_utf8_lossy(&bytes)));
-            }
+/// Reads both outputs to their ends, piece by piece.
+async fn read_all(watcher: engine::Watcher, most: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut texts = [Vec::new(), Vec::new()];
+    for (text, stream) in texts.iter_mut().zip([Stream::Stdout, Stream::Stderr]) {
+        let mut last = false;
+        while !last {
+            let from = text.len() as u64;
+            let piece = watcher.until(|run| {
+                let piece = run.read(stream, from, most);
+                (piece.last || !piece.bytes.is_empty()).then_some(piece)
+            });
+            let piece = piece.await;
+            text.extend(piece.bytes);
+            last = piece.last;
         }
     }
-    seen.sort();
-    assert_eq!(seen, ["0:hi", "Preparing", "Running"]);
+    let [stdout, stderr] = texts;
+    (stdout, stderr)
+}
+
+#[tokio::test]
+async fn watchers_see_every_state_and_every_byte_once() {
+    let acts = vec![started(), Act::Stdout("hello"), Act::Stderr("oh"), Act::DieWhenKilled];
+    let engine = engine(Script::default().will(acts));
+    let run = engine.submit(spec("x")).unwrap();
+    let watcher = engine.watch(run.id()).unwrap();
+    let reading: Vec<_> = [1, 2, 100].map(|most| tokio::spawn(read_all(watcher.clone(), most))).into();
+    watcher.until(|run| (run.run().state == RunState::Running).then_some(())).await;
+    watcher.until(|run| (run.extent(Stream::Stderr).bytes == 2).then_some(())).await;
+    assert!(!watcher.extent(Stream::Stderr).whole);
+    engine.cancel(run.id()).await.unwrap();
+    for reading in reading {
+        assert_eq!(reading.await.unwrap(), (b"hello".to_vec(), b"oh".to_vec()));
+    }
+    // Who comes when it is over sees the same.
+    let late = engine.watch(run.id()).unwrap();
+    assert!(late.extent(Stream::Stdout).whole);
+    assert_eq!(read_all(late, 3).await, (b"hello".to_vec(), b"oh".to_vec()));
+    assert_eq!(watcher.read(Stream::Stdout, 99, 5), engine::Piece { bytes: Vec::new(), last: true });
+}
+
+#[tokio::test]
+async fn a_run_that_never_started_has_whole_outputs_with_nothing_in_them() {
+    let engine = engine(Script::default());
+    let run = engine.submit(spec("missing")).unwrap();
+    let watcher = run.watch();
+    assert_eq!(read_all(watcher, 10).await, (Vec::new(), Vec::new()));
 }

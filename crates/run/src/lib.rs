@@ -9,12 +9,12 @@ mod principal;
 mod record;
 mod spec;
 
+mod bytes;
+
 pub use command::{BadCommand, Command, MAX_WORD_BYTES, MAX_WORDS_BYTES};
 pub use file::{BadFileId, FileId, StoredFile};
 pub use limits::{BadLimit, Limits, LimitsRequest, Maxima};
 pub use outcome::{Evidence, Exit, KilledFor, Outcome, SetupFailure, Stream, signal_name};
 pub use principal::{BadName, ImagePattern, Principal, PrincipalName, Quota, Scope};
-pub use record::{
-    Encoding, ImageRef, LimitHit, Output, Problem, Run, RunEvent, RunId, RunState, Timings, Usage,
-};
+pub use record::{Encoding, ImageRef, LimitHit, Output, Problem, Run, RunId, RunState, Timings, Usage};
 pub use spec::{FileContent, FileSpec, OnOutputLimit, OutputEncoding, Profile, Pull, RunSpec, Stdin};

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Limits, Outcome, PrincipalName, Stream};
+use crate::{Limits, Outcome, PrincipalName};
 
 /// A run's name. Time-ordered (UUIDv7), so it is also the sort key of every list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,8 +117,9 @@ pub struct Problem {
     pub retry_after_ms: Option<u64>,
 }
 
-/// One run, in whatever state. The server turns it into JSON; the outputs stay bytes until then.
-#[derive(Clone, Debug)]
+/// One run, in whatever state. The server turns it into JSON; the outputs stay bytes until then. Written
+/// down it has none: they are kept beside it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     pub id: RunId,
     /// Whose it is.
@@ -127,7 +128,9 @@ pub struct Run {
     /// Set when `state` is `Finished`, and only then.
     pub outcome: Option<Outcome>,
     pub problem: Option<Problem>,
+    #[serde(skip)]
     pub stdout: Output,
+    #[serde(skip)]
     pub stderr: Output,
     pub usage: Option<Usage>,
     pub limits: Limits,
@@ -140,11 +143,4 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
     pub output_encoding: crate::OutputEncoding,
     pub labels: BTreeMap<String, String>,
-}
-
-/// What happens to a run, as it happens.
-#[derive(Clone, Debug)]
-pub enum RunEvent {
-    State(RunState),
-    Output { stream: Stream, offset: u64, bytes: Vec<u8> },
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{BadCommand, Command, Limits, Principal, StoredFile};
 
 /// One valid request to run one command.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
     /// Who asked for it, and alone may see it.
     pub principal: Arc<Principal>,
@@ -78,16 +78,17 @@ impl RunSpec {
 }
 
 /// What the command reads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stdin {
     #[default]
     Empty,
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "crate::bytes")] Vec<u8>),
     Stored(StoredFile),
 }
 
 /// A file that is laid into the sandbox before the command starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSpec {
     /// Absolute, or relative to the working directory.
     pub path: String,
@@ -95,9 +96,10 @@ pub struct FileSpec {
     pub content: FileContent,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FileContent {
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "crate::bytes")] Vec<u8>),
     Stored(StoredFile),
     /// A file of the machine on which the command line runs; never reachable over HTTP.
     Local(std::path::PathBuf),
@@ -144,4 +146,27 @@ pub enum OutputEncoding {
     #[default]
     Auto,
     Base64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_the_same_after_it_was_written_down() {
+        let command = Command::parse(Some("sh".into()), vec!["-c".into(), "x".into()]).unwrap();
+        let spec = RunSpec {
+            stdin: Stdin::Bytes(vec![0, 255, b'a']),
+            files: vec![FileSpec {
+                path: "a".into(),
+                mode: 0o755,
+                content: FileContent::Bytes(vec![0xff; 5]),
+            }],
+            user: Some("1:1".into()),
+            ..RunSpec::new("x", command)
+        };
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains("\"AP9h\""), "{text}");
+        assert_eq!(serde_json::from_str::<RunSpec>(&text).unwrap(), spec);
+    }
 }

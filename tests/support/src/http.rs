@@ -200,9 +200,9 @@ fn read(mut stream: impl BufRead, head_only: bool) -> std::io::Result<Response> 
     Ok(Response { status, headers, body })
 }
 
-type Head = (u16, Vec<(String, String)>);
+pub(crate) type Head = (u16, Vec<(String, String)>);
 
-fn read_head(stream: &mut impl BufRead) -> std::io::Result<Head> {
+pub(crate) fn read_head(stream: &mut impl BufRead) -> std::io::Result<Head> {
     let first = read_line(stream)?;
     let status = first.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| bad(format!("the answer begins with {first:?}")))?;
@@ -234,7 +234,7 @@ fn read_chunks(stream: &mut impl BufRead, body: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn read_line(stream: &mut impl BufRead) -> std::io::Result<String> {
+pub(crate) fn read_line(stream: &mut impl BufRead) -> std::io::Result<String> {
     let mut line = String::new();
     if stream.read_line(&mut line)? == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());

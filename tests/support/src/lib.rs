@@ -6,6 +6,7 @@
 
 pub mod daemon;
 pub mod docker;
+pub mod events;
 pub mod http;
 
 pub mod image;
@@ -27,6 +28,7 @@ mod wait;
 pub use command::{Finished, sandglass, sandglass_launcher, tool};
 pub use daemon::{Builder, Daemon};
 pub use docker::Docker;
+pub use events::{Event, Events};
 pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};
