@@ -85,6 +85,7 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
         launcher: &**launcher,
         observer: &NoObserver,
         leases: &Leases::default(),
+        files: None,
     };
     let cancel = CancellationToken::new();
     let mut executed = engine::execute(context, &spec, Stdin::OfSpec, &cancel, &mut |_| {}).await;

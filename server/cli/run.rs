@@ -95,8 +95,13 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
     let launcher =
         Passthrough::new(SandboxLauncher::new(Arc::clone(&local.launcher)).context("use the launcher")?);
     let images = Shown { images: local.images.clone(), quiet: arguments.quiet };
-    let context =
-        Context { images: &images, launcher: &launcher, observer: &NoObserver, leases: &Leases::default() };
+    let context = Context {
+        images: &images,
+        launcher: &launcher,
+        observer: &NoObserver,
+        leases: &Leases::default(),
+        files: None,
+    };
     let stdin = if arguments.interactive { stdin::piped()? } else { engine::Stdin::OfSpec };
     let cancel = CancellationToken::new();
     let watching = cancel_on_signals(cancel.clone())?;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use run::{Command, FileContent, FileId, FileSpec, Limits, Principal, Stdin};
+use run::{Command, FileContent, FileId, FileSpec, Limits, OutputPattern, Principal, Stdin};
 
 use super::content::{FileRequest, Lookup, StdinBytes, StdinFile, StdinRequest, StoredLength};
 use super::fields::child;
@@ -109,6 +109,21 @@ fn bad_path(path: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+pub(super) fn check_outputs(outputs: Vec<String>, bad: &mut Vec<BadValue>) -> Vec<OutputPattern> {
+    let parse = |(i, text): (usize, String)| {
+        let wanted = OutputPattern::parse(&text);
+        let detail = bad_path(&wanted.pattern).or_else(|| {
+            let folder = matches!(wanted.pattern.rsplit('/').next(), Some("" | "." | ".."));
+            folder.then_some("names a folder; name the files in it, as with `*`")
+        });
+        if let Some(detail) = detail {
+            bad.push(BadValue::at(format!("/outputs/{i}"), detail));
+        }
+        wanted
+    };
+    outputs.into_iter().enumerate().map(parse).collect()
 }
 
 pub(super) fn check_user(user: &str, bad: &mut Vec<BadValue>) {

@@ -17,6 +17,7 @@ use super::problem::{BadValue, Problem};
 pub const MAX_ARGS: usize = 4096;
 pub const MAX_ENV: usize = 1024;
 pub const MAX_FILES: usize = 1000;
+pub const MAX_OUTPUTS: usize = 64;
 pub const MAX_LABELS: usize = 32;
 
 /// What a request is measured against.
@@ -66,6 +67,10 @@ pub struct CreateRun {
     /// Written before the program starts.
     #[schema(max_items = 1000)]
     files: Option<Vec<FileRequest>>,
+    /// Handed out when the program has ended, however it did: paths, or patterns with `*`, `?`, `[a-z]` and `**`;
+    /// absolute, or relative to the working directory. `?` at the end: it may be missing.
+    #[schema(max_items = 64, example = json!(["report.json", "plots/*.png", "maybe.txt?"]))]
+    outputs: Option<Vec<String>>,
     /// Absent ones are the server's defaults; see `GET /info` for those and the maxima.
     limits: Option<LimitsRequest>,
     network: Option<Network>,
@@ -120,9 +125,6 @@ impl CreateRun {
         if image.is_none() && fields.complaints() == before {
             fields.refuse("image", "is required");
         }
-        if fields.list("outputs", MAX_FILES, |_, _, _| Some(())).is_some_and(|outputs| !outputs.is_empty()) {
-            fields.refuse("outputs", "is not offered yet by this version; write to stdout instead");
-        }
         Self {
             image: image.unwrap_or_default(),
             cmd: fields.text("cmd"),
@@ -132,6 +134,7 @@ impl CreateRun {
             workdir: fields.text("workdir"),
             user: fields.text("user"),
             files: fields.list("files", MAX_FILES, FileRequest::read),
+            outputs: fields.list("outputs", MAX_OUTPUTS, text),
             limits: read_limits(fields),
             network: fields.choice("network", &[("none", Network::None)]),
             profile: fields.choice("profile", &[("strict", Profile::Strict), ("compat", Profile::Compat)]),
@@ -170,6 +173,7 @@ impl CreateRun {
         check_env(&env, &mut bad);
         check_labels(&labels, &mut bad);
         let files = check_files(self.files.unwrap_or_default(), &limits, lookup, &mut bad);
+        let outputs = check_outputs(self.outputs.unwrap_or_default(), &mut bad);
         let priority = check_priority(self.priority.unwrap_or_default(), &mut bad);
         if self.profile == Some(Profile::Compat) && !allowed.compat {
             bad.push(BadValue::at(
@@ -186,6 +190,7 @@ impl CreateRun {
             workdir,
             user,
             files,
+            outputs,
             limits,
             profile: self.profile.unwrap_or_default(),
             pull: self.pull.unwrap_or_default(),
@@ -230,7 +235,7 @@ pub fn limit_names() -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use run::{FileContent, Stdin};
+    use run::{FileContent, OutputPattern, Stdin};
     use serde_json::json;
     use utoipa::PartialSchema;
 
@@ -249,7 +254,7 @@ mod tests {
             "env": {"A": "b", "GONE": null}, "workdir": "/w", "user": "1:2",
             "files": [{"path": "a", "text": "x"}, {"path": "/b", "base64": "eQ==", "mode": "0755"}],
             "limits": {"wall_time_ms": 5, "processes": 7.0, "cpus": 0.5, "inodes": null},
-            "outputs": [], "network": "none", "profile": "strict", "pull": "never",
+            "outputs": ["o", "p?"], "network": "none", "profile": "strict", "pull": "never",
             "on_output_limit": "discard", "priority": -3, "output_encoding": "base64", "labels": {"k": "v"},
         }))
         .unwrap();
@@ -261,6 +266,7 @@ mod tests {
         assert_eq!(spec.env, [("A".to_owned(), "b".to_owned())].into());
         assert_eq!((spec.files[0].mode, spec.files[1].mode), (0o644, 0o755));
         assert_eq!(spec.files[1].content, FileContent::Bytes(b"y".to_vec()));
+        assert_eq!(spec.outputs, ["o", "p?"].map(OutputPattern::parse));
         let limits = Limits { wall_time_ms: 5, processes: 7, cpus: 0.5, ..Limits::default() };
         assert_eq!((spec.limits, spec.priority, spec.pull), (limits, -3, Pull::Never));
         assert_eq!(
@@ -306,7 +312,10 @@ mod tests {
             ),
             (json!({"image": "a", "files": [{"path": "a", "text": "", "mode": "4755"}]}), &["/files/0/mode"]),
             (json!({"image": "a", "files": [{"path": "a", "file": "sha256:x"}]}), &["/files/0/file"]),
-            (json!({"image": "a", "outputs": ["x"]}), &["/outputs"]),
+            (
+                json!({"image": "a", "outputs": ["x", "", "?", "y/", "\u{0}", "/", "z?"]}),
+                &["/outputs/1", "/outputs/2", "/outputs/3", "/outputs/4", "/outputs/5"],
+            ),
             (
                 json!({"image": "a", "limits": {"cpus": "1", "inodes": 1.5, "x": 1}}),
                 &["/limits/cpus", "/limits/inodes", "/limits/x"],

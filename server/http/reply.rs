@@ -11,7 +11,8 @@ use base64::display::Base64Display;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use run::{
-    Encoding, ImageRef, LimitHit, Limits, Output, OutputEncoding, Run, RunId, RunState, Timings, Usage,
+    Encoding, FileId, ImageRef, LimitHit, Limits, OutputContent, OutputEncoding, Run, RunId, RunOutput,
+    RunState, Timings, Usage,
 };
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
@@ -53,6 +54,10 @@ pub struct RunReply<'a> {
     stderr_bytes: usize,
     stderr_total_bytes: u64,
     stderr_truncated: bool,
+    /// Files that were asked for, or why they were not handed out.
+    outputs: Vec<OutputReply<'a>>,
+    /// What was asked for and is not there, unless it was optional.
+    outputs_missing: &'a [String],
     usage: Option<&'a Usage>,
     /// The limits that were in force.
     limits: &'a Limits,
@@ -72,6 +77,49 @@ pub struct RunReply<'a> {
     #[serde(serialize_with = "maybe_time")]
     finished_at: Option<Timestamp>,
     labels: &'a BTreeMap<String, String>,
+}
+
+/// A file that the run has left behind: up to 64 KiB as `text`, or as `base64` where it is not UTF-8; larger, or
+/// beyond 1 MiB in all, as the id of a `file`; else an `error`.
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = RunOutput, example = json!({"path": "report.json", "size_bytes": 2, "text": "{}"}))]
+pub struct OutputReply<'a> {
+    /// As it was asked for: relative to the working directory, or absolute.
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    text: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, content_encoding = "base64")]
+    base64: Option<Text<'a>>,
+    /// For `GET /files/{id}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    file: Option<FileId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl<'a> OutputReply<'a> {
+    fn new(output: &'a RunOutput, encoding: OutputEncoding) -> Self {
+        let path = output.path.as_str();
+        match &output.content {
+            OutputContent::Refused(error) => Self { path, error: Some(error), ..Self::default() },
+            OutputContent::Stored { id, size_bytes } => {
+                Self { path, size_bytes: Some(*size_bytes), file: Some(*id), ..Self::default() }
+            }
+            OutputContent::Bytes(bytes) => {
+                let content = Text::new(bytes, encoding);
+                let (text, base64) = match content.encoding() {
+                    Encoding::Utf8 => (Some(content), None),
+                    Encoding::Base64 => (None, Some(content)),
+                };
+                Self { path, size_bytes: Some(bytes.len() as u64), text, base64, ..Self::default() }
+            }
+        }
+    }
 }
 
 /// How a run ended.
@@ -112,8 +160,8 @@ impl<'a> RunReply<'a> {
 
 impl<'a> From<&'a Run> for RunReply<'a> {
     fn from(run: &'a Run) -> Self {
-        let stdout = Text::new(&run.stdout, run.output_encoding);
-        let stderr = Text::new(&run.stderr, run.output_encoding);
+        let stdout = Text::new(&run.stdout.bytes, run.output_encoding);
+        let stderr = Text::new(&run.stderr.bytes, run.output_encoding);
         let outcome = run.outcome.as_ref();
         Self {
             id: run.id,
@@ -133,6 +181,8 @@ impl<'a> From<&'a Run> for RunReply<'a> {
             stderr_bytes: run.stderr.bytes.len(),
             stderr_total_bytes: run.stderr.total,
             stderr_truncated: run.stderr.truncated(),
+            outputs: run.outputs.iter().map(|output| OutputReply::new(output, run.output_encoding)).collect(),
+            outputs_missing: &run.outputs_missing,
             usage: run.usage.as_ref(),
             limits: &run.limits,
             limit_hits: &run.limit_hits,
@@ -155,12 +205,10 @@ enum Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    fn new(output: &'a Output, encoding: OutputEncoding) -> Self {
-        match (encoding, std::str::from_utf8(&output.bytes)) {
+    fn new(bytes: &'a [u8], encoding: OutputEncoding) -> Self {
+        match (encoding, std::str::from_utf8(bytes)) {
             (OutputEncoding::Auto, Ok(text)) => Text::Utf8(text),
-            (OutputEncoding::Auto, Err(_)) | (OutputEncoding::Base64, _) => {
-                Text::Base64(output.bytes.as_slice())
-            }
+            (OutputEncoding::Auto, Err(_)) | (OutputEncoding::Base64, _) => Text::Base64(bytes),
         }
     }
 
@@ -243,7 +291,9 @@ fn server_timing(timings: &Timings) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
-    use run::Outcome;
+    use run::{Outcome, Output};
+
+    use std::sync::Arc;
 
     use super::*;
 
@@ -256,6 +306,12 @@ mod tests {
             problem: None,
             stdout: Output { bytes: b"a\"\n".to_vec().into(), total: 3 },
             stderr: Output { bytes: vec![0xff, 0].into(), total: 9 },
+            outputs: Arc::new(vec![
+                RunOutput { path: "a".into(), content: OutputContent::Bytes(b"x".to_vec()) },
+                RunOutput { path: "b".into(), content: OutputContent::Bytes(vec![255]) },
+                RunOutput { path: "c".into(), content: OutputContent::Refused("is a folder".into()) },
+            ]),
+            outputs_missing: vec!["d".into()],
             usage: Some(Usage { wall_time_ms: 12.345, ..Usage::default() }),
             limits: Limits::default(),
             limit_hits: vec![LimitHit::FileSize],
@@ -279,6 +335,15 @@ mod tests {
             ("signal", serde_json::json!("SIGSEGV")),
             ("message", serde_json::json!("ended by SIGSEGV")),
             ("stdout", serde_json::json!("a\"\n")),
+            (
+                "outputs",
+                serde_json::json!([
+                    {"path": "a", "size_bytes": 1, "text": "x"},
+                    {"path": "b", "size_bytes": 1, "base64": "/w=="},
+                    {"path": "c", "error": "is a folder"},
+                ]),
+            ),
+            ("outputs_missing", serde_json::json!(["d"])),
             ("stdout_encoding", serde_json::json!("utf-8")),
             ("stdout_truncated", serde_json::json!(false)),
             ("stderr", serde_json::json!("/wA=")),

@@ -13,6 +13,7 @@ mod ipc;
 mod kernel;
 mod modes;
 mod network;
+mod outputs;
 mod privileges;
 mod proc;
 mod processes;

@@ -159,6 +159,8 @@ impl Engine {
             problem: None,
             stdout: Output::default(),
             stderr: Output::default(),
+            outputs: Arc::default(),
+            outputs_missing: Vec::new(),
             usage: None,
             limits: spec.limits.clone(),
             limit_hits: Vec::new(),
@@ -314,6 +316,7 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, leases: Leases
         launcher: &*inner.launcher,
         observer: &*inner.observer,
         leases: &leases,
+        files: inner.config.files.as_ref(),
     };
     let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
     let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
@@ -347,6 +350,8 @@ fn finish(inner: &Inner, live: &Live, executed: Executed) {
         image,
         stdout,
         stderr,
+        outputs,
+        outputs_missing,
         usage,
         limit_hits,
         timings,
@@ -360,6 +365,7 @@ fn finish(inner: &Inner, live: &Live, executed: Executed) {
         run.problem = problem;
         run.image = image.unwrap_or_else(|| run.image.clone());
         (run.stdout, run.stderr) = (stdout, stderr);
+        (run.outputs, run.outputs_missing) = (Arc::new(outputs), outputs_missing);
         (run.usage, run.limit_hits) = (usage, limit_hits);
         run.timings = Timings { queue_ms: run.timings.queue_ms, ..timings };
         run.started_at = started_at;
@@ -419,6 +425,8 @@ pub(crate) mod tests_support {
             problem: None,
             stdout: Output { bytes: vec![0; bytes].into(), total: bytes as u64 },
             stderr: Output::default(),
+            outputs: Arc::default(),
+            outputs_missing: Vec::new(),
             usage: None,
             limits: run::Limits::default(),
             limit_hits: Vec::new(),

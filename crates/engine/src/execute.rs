@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 use image::ImageError;
 use jiff::Timestamp;
 use run::{
-    Evidence, ImageRef, KilledFor, LimitHit, OnOutputLimit, Outcome, Output, Problem, RunSpec, Stream,
-    Timings, Usage,
+    Evidence, ImageRef, KilledFor, LimitHit, OnOutputLimit, Outcome, Output, Problem, RunOutput, RunSpec,
+    Stream, Timings, Usage,
 };
 use sandbox::protocol::{Event, Finished};
+use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
+use crate::files::Files;
 use crate::launcher::{Control, Launch, LaunchError, Launched};
 use crate::observer::{Observer, Startup};
 use crate::output::{Collector, Kept};
+use crate::outputs::{self, Collected};
 use crate::{Images, Launcher, Leases, plan, stdin};
 
 /// After the last process is dead its outputs end at once; this bounds what should not happen.
@@ -29,6 +32,8 @@ pub struct Context<'a> {
     pub observer: &'a dyn Observer,
     /// The uploaded files that the run reads.
     pub leases: &'a Leases,
+    /// Where outputs go that are too large for the reply.
+    pub files: Option<&'a Files>,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -64,6 +69,8 @@ pub struct Executed {
     pub image: Option<ImageRef>,
     pub stdout: Output,
     pub stderr: Output,
+    pub outputs: Vec<RunOutput>,
+    pub outputs_missing: Vec<String>,
     pub usage: Option<Usage>,
     pub limit_hits: Vec<LimitHit>,
     pub timings: Timings,
@@ -87,6 +94,8 @@ impl Executed {
             image: None,
             stdout: Output::default(),
             stderr: Output::default(),
+            outputs: Vec::new(),
+            outputs_missing: Vec::new(),
             usage: None,
             limit_hits: Vec::new(),
             timings: Timings::default(),
@@ -94,6 +103,15 @@ impl Executed {
             overshoot: None,
             control: None,
         }
+    }
+
+    /// Takes what the run has left behind; who cancels now only does without it.
+    async fn collect(&mut self, collecting: impl Future<Output = Collected>, cancel: &CancellationToken) {
+        let collected = tokio::select! {
+            collected = collecting => collected,
+            () = cancel.cancelled() => return,
+        };
+        (self.outputs, self.outputs_missing) = (collected.outputs, collected.missing);
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -134,7 +152,7 @@ pub async fn execute(
     let image = ImageRef { reference: lease.reference.clone(), digest: lease.digest.clone() };
     on_step(Step::Image(&image));
     let mut executed = match launch(context, spec, &lease, stdin).await {
-        Ok(launched) => {
+        Ok((launched, outputs)) => {
             let run = Running {
                 spec,
                 observer: context.observer,
@@ -144,7 +162,11 @@ pub async fn execute(
                 fetched: lease.fetched,
                 started: None,
             };
-            run.carry_to_the_end(launched, on_step).await
+            let mut executed = run.carry_to_the_end(launched, on_step).await;
+            if let Some(from) = outputs {
+                executed.collect(outputs::receive(from, spec, context.files), cancel).await;
+            }
+            executed
         }
         Err(executed) => executed,
     };
@@ -158,11 +180,18 @@ async fn launch(
     spec: &RunSpec,
     lease: &image::Lease,
     stdin: Stdin,
-) -> Result<Launched, Executed> {
+) -> Result<(Launched, Option<pipe::Receiver>), Executed> {
     let internal = |what: &str, error: std::io::Error| Executed::sandbox_error(format!("{what}: {error}"));
-    let (files, descriptors) =
+    let (files, mut descriptors) =
         plan::files(&spec.files, context.leases).map_err(|error| internal("hold the files", error))?;
-    let launch_spec = plan::launch_spec(spec, lease, files)
+    let asked = outputs::asked(&spec.outputs, context.files);
+    let pipe = asked.as_ref().map(|_| outputs::pipe()).transpose();
+    let pipe = pipe.map_err(|error| internal("make a pipe for outputs", error))?;
+    let outputs = pipe.map(|(ours, theirs)| {
+        descriptors.push(theirs);
+        ours
+    });
+    let launch_spec = plan::launch_spec(spec, lease, files, asked)
         .map_err(|reason| Executed::without_a_run(Outcome::StartFailed { reason }))?;
     let stdin = match (stdin, &spec.stdin) {
         (Stdin::Descriptor(descriptor), _) => Ok(descriptor),
@@ -170,7 +199,8 @@ async fn launch(
     };
     let stdin = stdin.map_err(|error| internal("hold stdin", error))?;
     let launch = Launch { spec: launch_spec, stdin, files: descriptors };
-    context.launcher.launch(launch).await.map_err(|error| match error {
+    let launched = context.launcher.launch(launch).await;
+    launched.map(|launched| (launched, outputs)).map_err(|error| match error {
         LaunchError::Lost => Executed::sandbox_error(error.to_string()),
         LaunchError::Send { ref source } => Executed::sandbox_error(format!("{error}: {source}")),
     })

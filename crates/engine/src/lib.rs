@@ -9,6 +9,7 @@ mod watcher;
 
 mod admission;
 mod output;
+mod outputs;
 mod plan;
 mod stdin;
 mod store;

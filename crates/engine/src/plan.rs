@@ -3,7 +3,7 @@
 
 use image::{ImageConfig, Lease, Rootfs};
 use run::{Command, FileContent, FileSpec, RunSpec};
-use sandbox::protocol::{self, LaunchFile, LaunchSpec, MAX_FILES};
+use sandbox::protocol::{self, LaunchFile, LaunchOutputs, LaunchSpec, MAX_FILES};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -42,6 +42,7 @@ pub(crate) fn launch_spec(
     spec: &RunSpec,
     lease: &Lease,
     files: Vec<LaunchFile>,
+    outputs: Option<LaunchOutputs>,
 ) -> Result<LaunchSpec, String> {
     let config = &lease.config;
     Ok(LaunchSpec {
@@ -56,6 +57,9 @@ pub(crate) fn launch_spec(
         limits: spec.limits.clone(),
         files,
         profile: spec.profile,
+        outputs,
+        over: None,
+        freeze: None,
         #[cfg(feature = "removable-walls")]
         without: without_walls(spec),
     })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use run::{Run, RunId};
+use run::{OutputContent, Run, RunId};
 
 /// How much is remembered of finished runs.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,11 @@ impl FinishedRuns {
 }
 
 fn weight(run: &Run) -> u64 {
-    (run.stdout.bytes.len() + run.stderr.bytes.len()) as u64
+    let inline = run.outputs.iter().map(|output| match &output.content {
+        OutputContent::Bytes(bytes) => bytes.len(),
+        OutputContent::Stored { .. } | OutputContent::Refused(_) => 0,
+    });
+    (run.stdout.bytes.len() + run.stderr.bytes.len() + inline.sum::<usize>()) as u64
 }
 
 #[cfg(test)]

@@ -16,5 +16,10 @@ pub use file::{BadFileId, FileId, StoredFile};
 pub use limits::{BadLimit, Limits, LimitsRequest, Maxima};
 pub use outcome::{Evidence, Exit, KilledFor, Outcome, SetupFailure, Stream, signal_name};
 pub use principal::{BadName, ImagePattern, Principal, PrincipalName, Quota, Scope};
-pub use record::{Encoding, ImageRef, LimitHit, Output, Problem, Run, RunId, RunState, Timings, Usage};
-pub use spec::{FileContent, FileSpec, OnOutputLimit, OutputEncoding, Profile, Pull, RunSpec, Stdin};
+pub use record::{
+    Encoding, ImageRef, LimitHit, Output, OutputContent, Problem, Run, RunId, RunOutput, RunState, Timings,
+    Usage,
+};
+pub use spec::{
+    FileContent, FileSpec, OnOutputLimit, OutputEncoding, OutputPattern, Profile, Pull, RunSpec, Stdin,
+};

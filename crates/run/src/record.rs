@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Limits, Outcome, PrincipalName};
+use crate::{FileId, Limits, Outcome, PrincipalName};
 
 /// A run's name. Time-ordered (UUIDv7), so it is also the sort key of every list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +44,25 @@ impl Output {
     pub fn truncated(&self) -> bool {
         self.total > self.bytes.len() as u64
     }
+}
+
+/// A file that a run has left behind, or why it was not handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunOutput {
+    pub path: String,
+    pub content: OutputContent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputContent {
+    Bytes(Vec<u8>),
+    /// Too large for the reply, so it lies with the uploaded files.
+    Stored {
+        id: FileId,
+        size_bytes: u64,
+    },
+    Refused(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +151,10 @@ pub struct Run {
     pub stdout: Output,
     #[serde(skip)]
     pub stderr: Output,
+    /// Shared, so that a run can be copied without them.
+    pub outputs: Arc<Vec<RunOutput>>,
+    /// Patterns that nothing was like, as they were asked for.
+    pub outputs_missing: Vec<String>,
     pub usage: Option<Usage>,
     pub limits: Limits,
     pub limit_hits: Vec<LimitHit>,

@@ -21,6 +21,8 @@ pub struct RunSpec {
     pub workdir: Option<String>,
     pub user: Option<String>,
     pub files: Vec<FileSpec>,
+    /// Files that are handed out when the run is over.
+    pub outputs: Vec<OutputPattern>,
     pub limits: Limits,
     pub profile: Profile,
     pub pull: Pull,
@@ -42,6 +44,7 @@ impl RunSpec {
             workdir: None,
             user: None,
             files: Vec::new(),
+            outputs: Vec::new(),
             limits: Limits::default(),
             profile: Profile::default(),
             pull: Pull::default(),
@@ -103,6 +106,24 @@ pub enum FileContent {
     Stored(StoredFile),
     /// A file of the machine on which the command line runs; never reachable over HTTP.
     Local(std::path::PathBuf),
+}
+
+/// A path or a pattern of paths; absolute, or relative to the working directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputPattern {
+    pub pattern: String,
+    /// Nobody misses it.
+    pub optional: bool,
+}
+
+impl OutputPattern {
+    /// `?` at the end says that there may be nothing of that name.
+    pub fn parse(text: &str) -> Self {
+        match text.strip_suffix('?') {
+            Some(pattern) => Self { pattern: pattern.into(), optional: true },
+            None => Self { pattern: text.into(), optional: false },
+        }
+    }
 }
 
 /// How high the walls are. `strict`: no capability, only the run's own processes under `/proc`, no

@@ -82,14 +82,15 @@ pub(crate) fn copy_range(from: &OwnedFd, mut offset: u64, len: u64, to: &mut Fil
                 left -= sent as u64;
             }
             Err(Errno::EINTR) => {}
-            Err(Errno::EINVAL | Errno::ENOSYS) => return copy_by_hand(from, offset, left, to),
+            Err(Errno::EINVAL | Errno::ENOSYS) => return copy_plainly(from, offset, left, to),
             Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
 }
 
-fn copy_by_hand(from: &OwnedFd, mut offset: u64, mut left: u64, to: &mut File) -> io::Result<()> {
+/// The same without the call that a jail doesn't have.
+pub(crate) fn copy_plainly(from: &OwnedFd, mut offset: u64, mut left: u64, to: &mut File) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
     while left > 0 {
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());

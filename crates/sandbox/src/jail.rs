@@ -27,6 +27,11 @@ use crate::protocol::{Event, Order};
 use crate::step::{At, Failure};
 use crate::{dir, packet, rootfs, seccomp, store, sys};
 
+/// What says of a directory of a layer that it hides those below it.
+pub(crate) fn opaque_name() -> &'static CStr {
+    if rootfs::own_user_namespace() { USER_OPAQUE } else { OPAQUE }
+}
+
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
 /// The same for an overlay in a user namespace, where nobody may set the other.
 const USER_OPAQUE: &CStr = c"user.overlay.opaque";
@@ -169,14 +174,13 @@ fn serve(sync: &OwnedFd, jail: &OwnedFd, control: BorrowedFd<'_>, tree: &OwnedFd
 }
 
 /// The jail can only hand out directories that it can open, which are the layer's own.
-fn mark_opaque(directory: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
+pub(crate) fn mark_opaque(directory: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
     let (found, own) = (fstat(directory)?, fstat(tree)?);
     let is_dir = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
     if !is_dir || found.st_dev != own.st_dev {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let name = if rootfs::own_user_namespace() { USER_OPAQUE } else { OPAQUE };
-    Ok(sys::set_xattr(directory.as_fd(), name, b"y")?)
+    Ok(sys::set_xattr(directory.as_fd(), opaque_name(), b"y")?)
 }
 
 fn inside(sync: &OwnedFd, input: OwnedFd, job: &str, unpack: UnpackFn) -> ! {

@@ -21,7 +21,7 @@ use crate::protocol::{Event, Finished, LaunchSpec, Rootfs};
 use crate::rootfs::{self, LayerMode, Mounts, Scratch};
 use crate::step::{At, Failure};
 use crate::watch::{self, Ending, Sources};
-use crate::{dir, packet, store, sys};
+use crate::{after, dir, packet, store, sys};
 
 /// What every keeper inherits from the launcher.
 #[derive(Debug)]
@@ -54,6 +54,13 @@ struct Init {
     pid: Pid,
     pidfd: OwnedFd,
     sync: OwnedFd,
+}
+
+/// What the keeper keeps of the run's file systems until it cleans up.
+struct Left {
+    scratch: OwnedFd,
+    /// Only where somebody wants files from it.
+    root: Option<OwnedFd>,
 }
 
 /// How long what was made may take to go away before it is reported as left behind.
@@ -90,7 +97,7 @@ struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     /// The whole life of a run; the control socket comes back for the last word.
     fn keep(ground: &'a Ground, job: Job) -> (OwnedFd, End) {
-        let Job { arrived, slot, control, spec: spec_fd, stdio, files } = job;
+        let Job { arrived, slot, control, spec: spec_fd, stdio, mut files } = job;
         let keeper = read_spec(&spec_fd).at("read spec").and_then(|spec| {
             let group = RunGroup::create(&ground.cgroups, &format!("r{slot}"), &spec.limits)?;
             Ok(Keeper { ground, spec, owner: ground.id_base + slot * ground.id_width, group })
@@ -99,10 +106,11 @@ impl<'a> Keeper<'a> {
             Ok(keeper) => keeper,
             Err(failure) => return (control, End { result: Err(failure), clean: true }),
         };
+        let outputs = keeper.spec.outputs.as_ref().and_then(|_| files.pop());
         let oom = if keeper.spec.stands("oom_kill_all") { keeper.group.oom_event() } else { None };
         let started =
             keeper.clone_init().and_then(|init| match keeper.build(&init, &spec_fd, &stdio, &files) {
-                Ok(scratch) => Ok((init, scratch)),
+                Ok(left) => Ok((init, left)),
                 Err(failure) => {
                     keeper.end(&init);
                     Err(failure)
@@ -110,7 +118,7 @@ impl<'a> Keeper<'a> {
             });
         // From here on only the run itself holds its outputs, so their end is the run's end.
         drop((spec_fd, stdio, files));
-        let (init, scratch) = match started {
+        let (init, left) = match started {
             Ok(started) => started,
             Err(failure) => {
                 // A limit so small that even building broke it is still the run's limit.
@@ -124,15 +132,29 @@ impl<'a> Keeper<'a> {
                 return (control, End { result: Ok(0), clean });
             }
         };
-        let result = keeper.watch(&init, &control, oom.as_ref(), arrived, &scratch);
+        let result = keeper.watch(&init, &control, oom.as_ref(), arrived, &left.scratch);
         if let Ok(finished) = &result {
             let _ = packet::send(control.as_fd(), &Event::Finished(Box::new(finished.clone())), &[]);
+            keeper.attend(finished, &left, outputs, &control);
         }
         let torn = Instant::now();
-        drop(scratch);
+        drop(left);
         let clean = keeper.group.remove(TEARDOWN_PATIENCE);
         let teardown_us = torn.elapsed().as_micros() as u64;
         (control, End { result: result.map(|_| teardown_us), clean })
+    }
+
+    /// What is wanted of the files of a run in which nothing lives any more.
+    fn attend(&self, finished: &Finished, left: &Left, outputs: Option<OwnedFd>, control: &OwnedFd) {
+        let ids = after::Ids { owner: self.owner, width: self.ground.id_width };
+        if let (Some(wanted), Some(pipe), Some(root)) = (&self.spec.outputs, outputs, &left.root) {
+            // What is missing at the other end of the pipe says as much as an error would.
+            let _ = after::collect(&self.spec, wanted, ids, root, pipe, control);
+        }
+        if let Some(freeze) = &self.spec.freeze {
+            let event = after::freeze(self.ground, finished, freeze, ids, &left.scratch, control);
+            let _ = packet::send(control.as_fd(), &event, &[]);
+        }
     }
 
     /// Until the run has ended or has to; when this returns, nothing of it is alive.
@@ -194,7 +216,7 @@ impl<'a> Keeper<'a> {
         spec: &OwnedFd,
         stdio: &[OwnedFd; 3],
         files: &[OwnedFd],
-    ) -> Result<OwnedFd, Failure> {
+    ) -> Result<Left, Failure> {
         let (owner, width) = (self.owner, self.ground.id_width);
         self.group.attach(init.pid).at("attach init to cgroups")?;
         let process = dir::open_dir(format!("/proc/{}", init.pid).as_ref()).at("open init's proc")?;
@@ -223,7 +245,7 @@ impl<'a> Keeper<'a> {
         let extra = mounts.extra.iter().map(|(name, _)| name.clone()).collect();
         packet::send(init.sync.as_fd(), &Finish { extra, id_width: width }, &fds)
             .at("tell init what to build")?;
-        Ok(mounts.scratch)
+        Ok(Left { root: self.spec.outputs.is_some().then_some(mounts.root), scratch: mounts.scratch })
     }
 
     /// What is cloned from the launcher's mounts comes first: a keeper that has to attach mounts leaves
@@ -234,7 +256,7 @@ impl<'a> Keeper<'a> {
         let mapped = (ground.map_ids && self.spec.stands("user_namespace")).then_some(userns);
         let dev = rootfs::devices(ground.devices.as_fd())?;
         let mut lowers = Vec::new();
-        let layers = match (&self.spec.rootfs, &ground.host) {
+        let mut layers = match (&self.spec.rootfs, &ground.host) {
             // An overlay wants something below, also for an image that has nothing.
             (Rootfs::Layers(names), _) if names.is_empty() => {
                 vec![rootfs::tmpfs(4096, 2, sys::MOUNT_ATTR_RDONLY).at("mount empty layer")?]
@@ -258,6 +280,9 @@ impl<'a> Keeper<'a> {
                 vec![host.skeleton(mapped, &scratch, self.owner)?]
             }
         };
+        if let Some(frozen) = &self.spec.over {
+            layers.splice(0..0, store::views(&ground.layers, std::slice::from_ref(frozen), mapped)?);
+        }
         if ground.layer_mode == LayerMode::Attached {
             enter_own_mounts()?;
         }

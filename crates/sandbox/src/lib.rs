@@ -26,6 +26,8 @@ mod walls;
 mod keeper;
 mod watch;
 
+mod after;
+
 mod command;
 mod init;
 mod inside;

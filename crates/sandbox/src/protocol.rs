@@ -7,7 +7,7 @@
 //!
 //! | request | descriptors, in order | then, on the control socket |
 //! |---|---|---|
-//! | `Run` | control, spec (memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files… | ← `Started`, ← `Finished` or `Failed`, ← `TornDown`; → [`Order::Kill`] at any time |
+//! | `Run` | control, spec (memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any | ← `Started`, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
 //! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
 //! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //!
@@ -54,6 +54,16 @@ pub struct LaunchSpec {
     pub limits: Limits,
     pub files: Vec<LaunchFile>,
     pub profile: Profile,
+    /// Files to hand out when the run is over. The last of the run's descriptors is then the pipe for
+    /// them, and not a file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<LaunchOutputs>,
+    /// A frozen layer over the rootfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<String>,
+    /// Freeze what the run leaves behind, if it exits with code 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
     /// Walls and limits that are taken down, by name, to see that a test notices. Releases have no
     /// such field and refuse a spec that has it.
     #[cfg(feature = "removable-walls")]
@@ -117,6 +127,50 @@ pub struct LaunchFile {
     pub len: u64,
 }
 
+/// Which files are handed out, and how much at most.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchOutputs {
+    /// Absolute, or relative to the working directory.
+    pub patterns: Vec<String>,
+    pub files_max: usize,
+    /// Of one file.
+    pub file_bytes_max: u64,
+    /// Of all together.
+    pub bytes_max: u64,
+}
+
+/// What comes down the pipe for outputs: each record as JSON behind its length in four bytes, the lowest
+/// first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputRecord {
+    /// Its bytes follow.
+    File {
+        path: String,
+        size: u64,
+    },
+    Refused {
+        path: String,
+        error: String,
+    },
+    /// Nothing is like the pattern of that number.
+    Missing {
+        pattern: usize,
+    },
+    /// That was all.
+    End,
+}
+
+/// Makes a layer of what a run has written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Freeze {
+    /// `frozen/` and a name.
+    pub layer: String,
+    pub bytes_max: u64,
+}
+
 /// Server → keeper, on the control socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,6 +191,13 @@ pub enum Event {
     },
     /// Every process of the run is dead.
     Finished(Box<Finished>),
+    /// After `Finished`, where a run was to be frozen: it is a layer now, or why it is none.
+    Frozen {
+        bytes: u64,
+    },
+    NotFrozen {
+        reason: String,
+    },
     /// Mounts and cgroups are gone too. `clean` is false where something stayed behind.
     TornDown {
         teardown_us: u64,

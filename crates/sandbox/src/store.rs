@@ -17,20 +17,26 @@ use crate::step::{At, Failure};
 pub(crate) const TMP: &str = "tmp";
 pub(crate) const TRASH: &str = "trash";
 
+/// What runs have prepared for others. Nobody keeps a record of it, so it ends with the launcher.
+const FROZEN: &str = "frozen";
+
 /// The store's root as the launcher sees it after it has left the host's.
 pub(crate) const STORE: &str = "/layers";
 
 /// A layer is named by its diff id; a second copy in one image has a number behind it.
 pub(crate) fn check_name(layer: &str) -> Result<(), Failure> {
-    let (hex, copy) = layer.split_once('-').unwrap_or((layer, "0"));
-    let is_hex =
-        (hex.len() == 64 || hex.len() == 128) && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    let is_number = !copy.is_empty() && copy.len() <= 4 && copy.bytes().all(|byte| byte.is_ascii_digit());
-    if is_hex && is_number {
-        Ok(())
-    } else {
-        Err(Failure::new("check layer name", format!("{layer:?} names no layer")))
+    let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if let Some(("frozen", name)) = layer.split_once('/') {
+        return if name.len() == 32 && is_hex(name) { Ok(()) } else { Err(no_name(layer)) };
     }
+    let (hex, copy) = layer.split_once('-').unwrap_or((layer, "0"));
+    let is_hex = (hex.len() == 64 || hex.len() == 128) && is_hex(hex);
+    let is_number = !copy.is_empty() && copy.len() <= 4 && copy.bytes().all(|byte| byte.is_ascii_digit());
+    if is_hex && is_number { Ok(()) } else { Err(no_name(layer)) }
+}
+
+fn no_name(layer: &str) -> Failure {
+    Failure::new("check layer name", format!("{layer:?} names no layer"))
 }
 
 /// Makes the store's folders and throws away what an earlier life left half done. Deleting that may
@@ -39,13 +45,14 @@ pub(crate) fn open(path: &Path) -> Result<OwnedFd, Failure> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("make layer store")?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).at("close layer store")?;
-    let (tmp, trash) = (path.join(TMP), path.join(TRASH));
-    std::fs::DirBuilder::new().recursive(true).create(&trash).at("make layer store")?;
-    if tmp.exists() {
-        let name = unique(TMP);
-        std::fs::rename(&tmp, trash.join(name)).at("clean layer store")?;
+    std::fs::DirBuilder::new().recursive(true).create(path.join(TRASH)).at("make layer store")?;
+    for name in [TMP, FROZEN] {
+        let (folder, trashed) = (path.join(name), path.join(TRASH).join(unique(name)));
+        if folder.exists() {
+            std::fs::rename(&folder, trashed).at("clean layer store")?;
+        }
+        std::fs::create_dir(&folder).at("make layer store")?;
     }
-    std::fs::create_dir(&tmp).at("make layer store")?;
     dir::open_dir(path).at("open layer store")
 }
 
@@ -84,6 +91,12 @@ pub(crate) fn commit(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()>
     }
 }
 
+/// Gives a frozen tree its name. It is not made durable: it does not outlive the launcher.
+pub(crate) fn keep_frozen(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
+    let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
+    Ok(renameat2(&tmp, name, store, layer, RenameFlags::RENAME_NOREPLACE)?)
+}
+
 pub(crate) fn abort(name: &str) -> io::Result<()> {
     std::fs::remove_dir_all(Path::new(STORE).join(TMP).join(name))
 }
@@ -97,7 +110,7 @@ fn unique(name: &str) -> String {
 /// Takes the name away, and says how the tree behind it is called in the trash.
 pub(crate) fn discard(store: &OwnedFd, layer: &str) -> Result<String, Failure> {
     check_name(layer)?;
-    let name = unique(layer);
+    let name = unique(&layer.replace('/', "-"));
     let trash = dir::open_dir_beneath(store, TRASH, OFlag::empty()).at("open trash")?;
     match renameat2(store, layer, &trash, name.as_str(), RenameFlags::empty()) {
         Err(Errno::ENOENT) => Ok(name),
@@ -114,6 +127,7 @@ mod tests {
         let hex = "0123456789abcdef".repeat(4);
         assert!(check_name(&hex).is_ok());
         assert!(check_name(&format!("{hex}-1")).is_ok());
+        assert!(check_name(&format!("frozen/{}", &hex[..32])).is_ok());
         for bad in [
             "",
             "tmp",
@@ -124,6 +138,11 @@ mod tests {
             &format!("{hex}-"),
             &format!("{hex}-x"),
             &format!("{hex}/.."),
+            "frozen",
+            "frozen/",
+            "frozen/..",
+            &format!("frozen/{}", &hex[..31]),
+            &format!("frozen/{}/", &hex[..31]),
         ] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }

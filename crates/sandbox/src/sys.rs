@@ -122,6 +122,28 @@ pub(crate) fn close_from(first: RawFd) -> Result<()> {
     Errno::result(result).map(drop)
 }
 
+/// In a forked child that ends by `exit`: puts these at `first` and the numbers after it and closes all
+/// others above.
+pub(crate) fn keep_descriptors<const N: usize>(
+    first: RawFd,
+    descriptors: [BorrowedFd<'_>; N],
+) -> Result<[OwnedFd; N]> {
+    let above = first + N as RawFd;
+    // Out of each other's way first. What is not dropped here is closed below.
+    let mut aside = [0; N];
+    for (place, fd) in aside.iter_mut().zip(descriptors) {
+        *place = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(above))?;
+    }
+    for (number, from) in (first..).zip(aside) {
+        // SAFETY: dup2 touches no memory. Owners that this process still has above `first` are never
+        // dropped in it, as said above.
+        Errno::result(unsafe { libc::dup2(from, number) })?;
+    }
+    close_from(above)?;
+    // SAFETY: these numbers were just filled with descriptors that nobody else in this process owns.
+    Ok(std::array::from_fn(|place| unsafe { OwnedFd::from_raw_fd(first + place as RawFd) }))
+}
+
 /// Makes `fd` the descriptor `number`, which a following exec then keeps.
 pub(crate) fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
     // SAFETY: dup2 touches no memory; the callers replace numbers that they know to be unowned.
@@ -200,6 +222,16 @@ pub(crate) fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result
     // SAFETY: name and value outlive the call, and the length is the value's.
     let result = unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), data, len, 0) };
     Errno::result(result).map(drop)
+}
+
+/// A short attribute of an open file; `None` where it has no such one.
+pub(crate) fn get_xattr(fd: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
+    let mut value = [0u8; 64];
+    let data = value.as_mut_ptr().cast();
+    // SAFETY: the name and the buffer outlive the call, and the length is the buffer's.
+    let read = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), data, value.len()) };
+    let read = Errno::result(read).ok()? as usize;
+    Some(value[..read].to_vec())
 }
 
 pub(crate) fn read_xattr(path: &CStr, name: &CStr) -> Result<Vec<u8>> {

@@ -52,6 +52,15 @@ impl Upload {
         Ok(Self { files, owner: owner.into(), pending: Vec::new(), sink: Some(sink) })
     }
 
+    /// How much has come so far.
+    pub fn len(&self) -> u64 {
+        self.sink.as_ref().map_or(0, |sink| sink.len) + self.pending.len() as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes the next bytes. Dropping the future gives the upload up.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), FilesError> {
         self.pending.extend_from_slice(bytes);
