@@ -2,7 +2,9 @@
 //! It needs nothing but cargo, and it only ever calls other programs.
 
 mod cargo;
+mod dashboard;
 mod demo;
+mod docs;
 mod fuzz;
 mod packages;
 mod pretty;
@@ -22,6 +24,8 @@ cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
 cargo xtask ci        formatting, lints, documentation, a minute of each fuzz target, then the tests
 cargo xtask openapi   write openapi/ anew from the code
+cargo xtask dashboard write deploy/grafana/ anew from its source
+cargo xtask docs      write docs/operating/configuration.md anew from the program
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
         "test" => test::main(&rest),
         "ci" => ci(),
         "openapi" => openapi(),
+        "dashboard" => dashboard::main(),
+        "docs" => docs::main(),
         "fuzz" => fuzz::main(&rest),
         "soak" => soak::main(&rest),
         "suite" => suite::main(&rest),

@@ -12,6 +12,7 @@ use crate::cargo;
 pub(crate) const FOR_TESTS: &[&str] = &[
     "busybox-static",
     "curl",
+    "docker-compose",
     "docker.io",
     "docker-registry",
     "gcc",
@@ -20,6 +21,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "libc6-dev",
     "mmdebstrap",
     "prometheus",
+    "prometheus-node-exporter",
     "python3",
     "python3-venv",
     "skopeo",
