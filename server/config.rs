@@ -191,13 +191,19 @@ impl Config {
         let address: SocketAddr = numeric.parse().with_context(|| {
             format!("listen is {:?}; it must be like 127.0.0.1:8080 or unix:/path", self.listen)
         })?;
+        self.may_listen_on(address)?;
+        Ok(Listen::Tcp(address))
+    }
+
+    /// Whether anything keeps strangers from running code if the server listens there.
+    pub fn may_listen_on(&self, address: SocketAddr) -> anyhow::Result<()> {
         ensure!(
             address.ip().is_loopback() || self.allow_open_network || keys::file::exists(&self.data_dir),
             "{address} can be reached by others and there are no keys: anybody could run code here; make a key with \
              `sandglass key create`, listen on 127.0.0.1, or say --allow-open-network if something else keeps \
              strangers out"
         );
-        Ok(Listen::Tcp(address))
+        Ok(())
     }
 
     /// Where unpacked layers live; only the launcher can look inside.

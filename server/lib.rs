@@ -6,6 +6,9 @@ pub mod image_settings;
 
 pub mod start;
 
+pub mod drain;
+pub mod notify;
+
 pub mod posture;
 pub mod privilege;
 pub mod rootless;

@@ -10,17 +10,18 @@ use engine::{Engine, SandboxLauncher};
 use image::Images;
 use sandbox::client::Launcher;
 use sandbox::protocol::Hello;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ahead;
 use crate::config::Config;
+use crate::drain::{self, GOODBYE, Serving, StopSignal};
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, create_run, docs, router};
 use crate::keys::{KeyRing, Ledger};
 use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
+use crate::notify;
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
 
@@ -54,17 +55,21 @@ pub async fn serve(
 ) -> anyhow::Result<End> {
     let address = listener.address()?;
     let app = assemble(config, launcher, hello, docker, canary).await?;
+    let handed_over = listener.handed_over;
     let bounds = Bounds {
         connections_max: app.config.connections_max,
         header_timeout: Duration::from_millis(app.config.header_timeout_ms),
         answer_timeout: Duration::from_millis(app.config.answer_timeout_ms),
+        goodbye: if handed_over { app.config.drain_deadline() + GOODBYE } else { GOODBYE },
     };
     let mut stop = StopSignal::listen()?;
     let closing = CancellationToken::new();
-    let serving = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
+    let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
+    let mut serving = Serving { closing, task };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
     eprintln!("listening on {address}");
     let ahead = tokio::spawn(ahead::pull(app.images.clone(), app.config.images.ahead.clone()));
+    notify::ready();
 
     let end = tokio::select! {
         name = stop.received() => {
@@ -76,17 +81,18 @@ pub async fn serve(
             End::LauncherLost
         }
     };
-    let deadline = if end == End::Stopped { app.config.drain_deadline() } else { Duration::ZERO };
-    tokio::select! {
-        () = app.engine.drain(deadline) => {}
-        name = stop.received() => {
-            tracing::warn!("{name} again: cancelling what still runs");
-            app.engine.drain(Duration::ZERO).await;
+    notify::stopping();
+    match end {
+        End::Stopped if handed_over => {
+            drain::silently(&app.engine, &mut serving, &mut stop, app.config.drain_deadline()).await;
         }
+        End::Stopped => drain::telling(&app.engine, &serving, &mut stop, app.config.drain_deadline()).await,
+        End::LauncherLost => drain::telling(&app.engine, &serving, &mut stop, Duration::ZERO).await,
     }
     ahead.abort();
     closing.cancel();
     serving.await.context("serve")??;
+    serving.task.await.context("serve")??;
     app.images.close().await;
     app.ledger.write().await;
     tracing::info!("stopped");
@@ -195,23 +201,4 @@ pub async fn open_images(
     };
     let layers = Arc::new(LauncherLayers::new(Arc::clone(launcher), config.data_dir.clone()));
     Images::open(settings, layers, observer).await.context("open the image store")
-}
-
-/// SIGTERM from a service manager, SIGINT from a terminal.
-struct StopSignal {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl StopSignal {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn received(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

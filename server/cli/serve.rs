@@ -24,7 +24,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     log::start(config.log_format, &config.log)?;
-    let listener = Listener::bind(&config.listen_at()?)?;
+    let listener = Listener::open(&config)?;
 
     // Everything that needs privilege, while this process has one thread.
     let entered = rootless::enter()?;

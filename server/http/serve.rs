@@ -2,67 +2,126 @@
 //! that a client may take to say what it wants.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use axum::Router;
+use axum::http::{HeaderValue, header};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::impatient::Impatient;
-use crate::config::Listen;
+use crate::config::{Config, Listen};
 
-/// How long connections may take to finish what they are saying once the server stops.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// How long connections that have had an answer may think about another request once the server stops.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What hyper reads before `layers::check_size` can refuse in words.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 200;
 
-/// A socket that is bound before anything else is started.
+/// A socket that is there before anything else is started.
 #[derive(Debug)]
-pub enum Listener {
+pub struct Listener {
+    socket: Socket,
+    /// A service manager made it and keeps it: who connects while this server stops waits for the next one.
+    pub handed_over: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
 impl Listener {
-    pub fn bind(listen: &Listen) -> anyhow::Result<Self> {
-        let listener = match listen {
-            Listen::Tcp(address) => {
-                let listener =
-                    std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
-                listener.set_nonblocking(true)?;
-                Self::Tcp(listener)
+    /// The socket that a service manager hands over, or one of our own. Must be called before this
+    /// process has a second thread.
+    pub fn open(config: &Config) -> anyhow::Result<Self> {
+        match Socket::handed_over()? {
+            Some(socket) => {
+                if let Socket::Tcp(listener) = &socket {
+                    config.may_listen_on(listener.local_addr()?)?;
+                }
+                Ok(Self { socket, handed_over: true })
             }
-            Listen::Unix(path) => {
-                remove_stale(path).with_context(|| format!("listen on {}", path.display()))?;
-                let listener = std::os::unix::net::UnixListener::bind(path)
-                    .with_context(|| format!("listen on {}", path.display()))?;
-                listener.set_nonblocking(true)?;
-                Self::Unix(listener)
-            }
-        };
-        Ok(listener)
+            None => Ok(Self { socket: Socket::bind(&config.listen_at()?)?, handed_over: false }),
+        }
     }
 
     /// The address that was actually bound, in the form that clients use.
     pub fn address(&self) -> io::Result<String> {
-        match self {
-            Self::Tcp(listener) => Ok(format!("http://{}", listener.local_addr()?)),
-            Self::Unix(listener) => {
+        match &self.socket {
+            Socket::Tcp(listener) => Ok(format!("http://{}", listener.local_addr()?)),
+            Socket::Unix(listener) => {
                 let address = listener.local_addr()?;
                 Ok(format!("unix:{}", address.as_pathname().unwrap_or(Path::new("?")).display()))
             }
         }
+    }
+}
+
+impl Socket {
+    /// By the protocol of systemd: `LISTEN_FDS` sockets from descriptor 3 on, for the process `LISTEN_PID`.
+    fn handed_over() -> anyhow::Result<Option<Self>> {
+        let mut given = listenfd::ListenFd::from_env();
+        if given.len() == 0 {
+            return Ok(None);
+        }
+        ensure!(given.len() == 1, "{} sockets were handed over; there must be one", given.len());
+        let socket = match given.take_tcp_listener(0) {
+            Ok(listener) => listener.map(Self::Tcp),
+            Err(_) => given
+                .take_unix_listener(0)
+                .context("the socket that was handed over is neither TCP nor Unix, or does not listen")?
+                .map(Self::Unix),
+        };
+        let socket = socket.context("the socket that was handed over is gone")?;
+        socket.prepare()?;
+        Ok(Some(socket))
+    }
+
+    fn bind(listen: &Listen) -> anyhow::Result<Self> {
+        let socket = match listen {
+            Listen::Tcp(address) => {
+                let listener = std::net::TcpListener::bind(address);
+                Self::Tcp(listener.with_context(|| format!("listen on {address}"))?)
+            }
+            Listen::Unix(path) => {
+                remove_stale(path).with_context(|| format!("listen on {}", path.display()))?;
+                let listener = std::os::unix::net::UnixListener::bind(path);
+                Self::Unix(listener.with_context(|| format!("listen on {}", path.display()))?)
+            }
+        };
+        socket.prepare()?;
+        Ok(socket)
+    }
+
+    /// For the runtime, and for no program that this process starts.
+    fn prepare(&self) -> io::Result<()> {
+        let descriptor = match self {
+            Self::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                listener.as_fd()
+            }
+            Self::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                listener.as_fd()
+            }
+        };
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        Ok(())
     }
 }
 
@@ -82,6 +141,8 @@ pub struct Bounds {
     pub header_timeout: Duration,
     /// How long a client may take nothing of what it is sent.
     pub answer_timeout: Duration,
+    /// How long connections may take to get their answers once the server stops.
+    pub goodbye: Duration,
 }
 
 /// Either kind of socket, once the runtime watches it.
@@ -116,11 +177,11 @@ pub async fn serve(
     bounds: Bounds,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    match listener {
-        Listener::Tcp(listener) => {
+    match listener.socket {
+        Socket::Tcp(listener) => {
             accept_until(&tokio::net::TcpListener::from_std(listener)?, router, bounds, stop).await;
         }
-        Listener::Unix(listener) => {
+        Socket::Unix(listener) => {
             accept_until(&tokio::net::UnixListener::from_std(listener)?, router, bounds, stop).await;
         }
     }
@@ -132,7 +193,7 @@ async fn accept_until(listener: &impl Accept, router: Router, bounds: Bounds, st
     let graceful = GracefulShutdown::new();
     while let Some(next) = stop.run_until_cancelled(next(listener, &room)).await {
         match next {
-            Ok((stream, place)) => talk(stream, place, router.clone(), bounds, &graceful),
+            Ok((stream, place)) => talk(stream, place, router.clone(), bounds, &stop, &graceful),
             Err(error) => {
                 // Out of descriptors, most likely: connections that end will give some back.
                 tracing::warn!(%error, "could not accept a connection");
@@ -140,7 +201,11 @@ async fn accept_until(listener: &impl Accept, router: Router, bounds: Bounds, st
             }
         }
     }
-    if tokio::time::timeout(GOODBYE, graceful.shutdown()).await.is_err() {
+    // Who has just connected, or is about to ask again, is heard: an answer now ends its connection. Only
+    // who says nothing for that long is hung up on.
+    let everybody = u32::try_from(bounds.connections_max).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(LINGER, room.acquire_many(everybody)).await;
+    if tokio::time::timeout(bounds.goodbye, graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not finish in time");
     }
 }
@@ -159,17 +224,29 @@ fn talk<S>(
     place: OwnedSemaphorePermit,
     router: Router,
     bounds: Bounds,
+    stop: &CancellationToken,
     graceful: &GracefulShutdown,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = Impatient::new(stream, bounds.answer_timeout);
+    let (inner, stop) = (TowerToHyperService::new(router), stop.clone());
+    let service = service_fn(move |request| {
+        let (answer, stop) = (inner.call(request), stop.clone());
+        async move {
+            let mut reply = answer.await?;
+            if stop.is_cancelled() {
+                reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(reply)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.header_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         if let Err(error) = connection.await {
