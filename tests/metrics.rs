@@ -210,6 +210,18 @@ fn what_is_too_large_is_counted() {
 }
 
 #[test]
+fn who_has_no_key_is_counted() {
+    let builder = Daemon::builder().host_image();
+    let key = builder.key(&["watcher", "--scope", "metrics"]);
+    let daemon = builder.start();
+    assert_eq!(daemon.post("/runs", &sh("true")).status, 401);
+    let run = daemon.request("POST", "/runs").key(&key).json(&sh("true")).send();
+    assert_eq!(run.status, 403, "a key that may only look");
+    let page = daemon.request("GET", "/metrics").key(&key).send().text();
+    assert!(page.contains("sandglass_rejected_total{reason=\"auth\"} 2\n"), "{page}");
+}
+
+#[test]
 fn a_server_that_drains_is_not_ready() {
     let mut daemon = Daemon::start();
     assert_eq!(daemon.metric("sandglass_ready"), 1.0);

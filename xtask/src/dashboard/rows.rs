@@ -355,8 +355,11 @@ const IMAGES: &[Panel] = &[
     lines(
         "Store",
         "bytes",
-        "Unpacked layers, each counted once.",
-        &[("sandglass_image_cache_bytes{@}", "{{instance}}")],
+        "Unpacked layers, each counted once, and uploaded files.",
+        &[
+            ("sandglass_image_cache_bytes{@}", "{{instance}} images"),
+            ("sandglass_files_bytes{@}", "{{instance}} files"),
+        ],
     ),
     lines(
         "Downloaded",
