@@ -90,8 +90,6 @@ pub async fn serve(
         End::LauncherLost => drain::telling(&app.engine, &serving, &mut stop, Duration::ZERO).await,
     }
     ahead.abort();
-    closing.cancel();
-    serving.await.context("serve")??;
     serving.task.await.context("serve")??;
     app.images.close().await;
     app.ledger.write().await;

@@ -358,6 +358,7 @@ const IMAGES: &[Panel] = &[
         "Unpacked layers, each counted once, and uploaded files.",
         &[
             ("sandglass_image_cache_bytes{@}", "{{instance}} images"),
+            ("sandglass_image_cache_limit_bytes{@}", "{{instance}} collected above"),
             ("sandglass_files_bytes{@}", "{{instance}} files"),
         ],
     ),
