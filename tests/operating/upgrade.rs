@@ -1,7 +1,7 @@
 //! An upgrade as systemd does it: somebody else holds the listening socket, the old server drains, the next
 //! one starts, and no client is refused or answered with an error.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
