@@ -53,8 +53,12 @@ config! {
     user: String = "sandglass".into();
     /// How many runs go at once
     slots: usize = std::thread::available_parallelism().map_or(1, usize::from);
-    /// How many runs may wait for a slot
+    /// How many runs of one principal may wait for a slot
     queue_capacity: usize = 1024;
+    /// How many processors all runs together may ask for; 0: the machine's, or what `slots` runs get by default
+    budget_cpus: f64 = 0.0;
+    /// How much memory all runs together may ask for; 0: 3/4 of the machine's, or what `slots` runs get by default
+    budget_memory_bytes: u64 = 0;
     /// How many finished runs are remembered
     kept_runs: usize = 10_000;
     /// How much output of finished runs is remembered, in bytes
@@ -142,13 +146,32 @@ impl Config {
         }
         merge(&mut table, from_environment(env)?);
         merge(&mut table, flags.clone());
-        let config: Config = table.try_into().context("read the configuration")?;
+        let mut config: Config = table.try_into().context("read the configuration")?;
+        config.settle_budget();
         config.check()?;
         Ok(config)
     }
 
+    /// As many runs as there are slots always fit, as long as they ask for nothing.
+    fn settle_budget(&mut self) {
+        if self.budget_cpus == 0.0 {
+            self.budget_cpus = host_cpus().max(self.slots as f64 * self.limits.cpus);
+        }
+        if self.budget_memory_bytes == 0 {
+            let of_slots = (self.slots as u64).saturating_mul(self.limits.memory_bytes);
+            self.budget_memory_bytes = of_slots.max(host_memory_bytes().unwrap_or_default() / 4 * 3);
+        }
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         self.listen_at()?;
+        ensure!(
+            self.budget_cpus >= self.limits.cpus && self.budget_memory_bytes >= self.limits.memory_bytes,
+            "budget_cpus and budget_memory_bytes must be at least what one run gets: limits.cpus is {}, \
+             limits.memory_bytes {}",
+            self.limits.cpus,
+            self.limits.memory_bytes
+        );
         for (name, number) in [
             ("slots", self.slots),
             ("kept_runs", self.kept_runs),
@@ -322,7 +345,7 @@ fn default_limits() -> (Limits, Maxima) {
     let host_bytes = host_memory_bytes().unwrap_or(1 << 30);
     let standard = Maxima::default();
     let open_files = standard.open_files.min(open_files_max());
-    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, ..standard };
+    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, cpus: host_cpus(), ..standard };
     let standard = Limits::default();
     let limits = Limits { memory_bytes: standard.memory_bytes.min(maxima.memory_bytes), ..standard };
     (limits, maxima)
@@ -334,6 +357,10 @@ fn open_files_max() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     let more = Maxima::default().open_files;
     if hard >= more || setrlimit(Resource::RLIMIT_NOFILE, soft, more).is_ok() { more } else { hard }
+}
+
+fn host_cpus() -> f64 {
+    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
 }
 
 fn host_memory_bytes() -> Option<u64> {

@@ -115,6 +115,11 @@ async fn assemble(
     let settings = engine::Config {
         slots: config.slots,
         queue_capacity: config.queue_capacity,
+        budget: engine::Budget {
+            cpus: config.budget_cpus,
+            memory_bytes: config.budget_memory_bytes,
+            cores: Vec::new(),
+        },
         kept_runs: config.kept_runs,
         kept_bytes: config.kept_bytes,
         kept_for: Duration::from_secs(config.kept_for_s),

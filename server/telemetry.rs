@@ -3,6 +3,7 @@
 //! line on a dashboard and not a gap.
 
 mod make;
+mod queued;
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -30,7 +31,7 @@ const PULL_S: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 
 const PHASES: [&str; 4] = ["image", "setup", "exec", "total"];
 const CACHE: [&str; 2] = ["hit", "miss"];
-const REJECTIONS: [&str; 5] = ["queue_full", "rate_limit", "quota", "too_large", "auth"];
+const REJECTIONS: [&str; 6] = ["queue_full", "rate_limit", "quota", "too_large", "deadline", "auth"];
 /// What stands for everything that no call offers.
 const OTHER: &str = "other";
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
@@ -63,6 +64,7 @@ pub struct Telemetry {
     teardown: Histogram,
     queue_depth: IntGauge,
     queue_oldest_age: Gauge,
+    runs_queued: IntGaugeVec,
     queue_capacity: IntGauge,
     slots: IntGaugeVec,
     rejected: IntCounterVec,
@@ -203,7 +205,14 @@ impl Telemetry {
                 Make::name("queue_oldest_age_seconds"),
                 "How long the oldest of them has waited",
             )),
-            queue_capacity: make.gauge("queue_capacity", "How many runs may wait for a slot"),
+            queue_capacity: make
+                .gauge("queue_capacity", "How many runs of one principal may wait for a slot"),
+            runs_queued: make.gauges(
+                "runs_queued",
+                "Runs that wait for a slot, by principal",
+                "principal",
+                &["other"],
+            ),
             slots: make.gauges(
                 "slots",
                 "The right to have one sandbox running",

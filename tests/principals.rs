@@ -72,7 +72,6 @@ fn a_key_lets_in_and_nothing_else_does() {
         refused.is_some_and(|count| count.parse::<f64>().is_ok_and(|count| count >= 28.0)),
         "{refused:?}"
     );
-    assert!(!page.contains("alice"), "no principal becomes a label here");
 }
 
 fn make_key(daemon: &Daemon, words: &[&str]) -> String {

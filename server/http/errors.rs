@@ -31,6 +31,19 @@ impl From<SubmitError> for Problem {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Busy { retry_after } => problem::QUEUE_FULL.problem().retry_after(retry_after),
+            SubmitError::OverQuota { retry_after } => {
+                problem::QUOTA_EXCEEDED.problem().retry_after(retry_after)
+            }
+            SubmitError::RateLimited { retry_after } => {
+                problem::RATE_LIMITED.problem().retry_after(retry_after)
+            }
+            SubmitError::TooLarge { limit, ref asked, ref most } => {
+                let detail = format!("{limit} is {asked}; all runs together may have {most} on this server");
+                Problem::invalid(vec![BadValue::at(format!("/limits/{limit}"), detail)])
+            }
+            SubmitError::TooLate { expected } => {
+                problem::WAIT_TOO_LONG.detail(error.to_string()).retry_after(expected)
+            }
             SubmitError::Stopping => problem::DRAINING.problem(),
             SubmitError::LauncherLost => problem::LAUNCHER_LOST.problem(),
             // It was there when the request was read.

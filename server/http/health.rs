@@ -65,6 +65,7 @@ pub struct Info {
     defaults: Limits,
     /// The most that a request may ask for.
     maxima: Maxima,
+    budget: Budget,
     slots: Slots,
     queue: Queue,
     /// Whether `image: host` is offered.
@@ -89,6 +90,13 @@ pub enum WallState {
     Up,
     Weaker,
     Down,
+}
+
+/// What all runs together may ask for: a run waits until what it asks for is free.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Budget {
+    cpus: f64,
+    memory_bytes: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -123,6 +131,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         id_width: hello.id_width,
         defaults: app.config.limits.clone(),
         maxima: app.config.maxima.clone(),
+        budget: Budget { cpus: app.config.budget_cpus, memory_bytes: app.config.budget_memory_bytes },
         slots: Slots { total: app.config.slots, busy: counts.busy },
         queue: Queue { capacity: app.config.queue_capacity, waiting: counts.queued },
         host_image: hello.host_image && app.config.allow_host_image,
@@ -158,6 +167,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         disk,
         files: app.files.counts(),
     });
+    app.telemetry.set_queued(&app.keys.principals(), &app.engine.queued_by_principal());
     match app.telemetry.page() {
         Ok(page) => ([(header::CONTENT_TYPE, TEXT)], page).into_response(),
         Err(error) => problem::INTERNAL_ERROR.detail(error.to_string()).into_response(),

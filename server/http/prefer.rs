@@ -16,6 +16,8 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 pub struct Prefer {
     pub respond_async: bool,
     pub wait: Option<Duration>,
+    /// `handling=strict`: rather refuse than let the wait be in vain.
+    pub strict: bool,
 }
 
 impl Prefer {
@@ -29,6 +31,7 @@ impl Prefer {
                 Some(("wait", seconds)) if prefer.wait.is_none() => {
                     prefer.wait = seconds.parse().ok().map(Duration::from_secs);
                 }
+                Some(("handling", "strict")) => prefer.strict = true,
                 _ => {}
             }
         }
@@ -49,7 +52,8 @@ impl Prefer {
     pub fn applied(self, most_s: u64, mut reply: Response) -> Response {
         let wait = self.wait.map(|wait| format!("wait={}", wait.as_secs().min(most_s)));
         let asynchronous = self.respond_async.then(|| "respond-async".to_owned());
-        let words: Vec<_> = asynchronous.into_iter().chain(wait).collect();
+        let strict = (self.strict && wait.is_some()).then(|| "handling=strict".to_owned());
+        let words: Vec<_> = asynchronous.into_iter().chain(wait).chain(strict).collect();
         if let Some(value) = HeaderValue::try_from(words.join(", ")).ok().filter(|value| !value.is_empty()) {
             reply.headers_mut().insert(PREFERENCE_APPLIED, value);
         }
@@ -84,15 +88,29 @@ mod tests {
             (&["return=minimal"], false, None),
         ] {
             let headers = lines.iter().map(|line| (PREFER, line.parse().unwrap())).collect();
-            assert_eq!(Prefer::read(&headers), Prefer { respond_async, wait: expected }, "{lines:?}");
+            assert_eq!(
+                Prefer::read(&headers),
+                Prefer { respond_async, wait: expected, strict: false },
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wait_that_must_not_be_in_vain_says_so() {
+        let read = |line: &str| Prefer::read(&[(PREFER, line.parse().unwrap())].into_iter().collect());
+        for (line, strict) in
+            [("wait=5, handling=strict", true), ("handling=\"strict\"", true), ("handling=lenient", false)]
+        {
+            assert_eq!(read(line).strict, strict, "{line}");
         }
     }
 
     #[test]
     fn patience_has_an_end() {
-        let prefer = Prefer { respond_async: false, wait: Some(Duration::from_secs(u64::MAX)) };
+        let prefer = Prefer { wait: Some(Duration::from_secs(u64::MAX)), ..Prefer::default() };
         assert_eq!(prefer.patience(600), Some(Duration::from_secs(600)));
-        assert_eq!(Prefer { respond_async: true, wait: None }.patience(600), Some(Duration::ZERO));
+        assert_eq!(Prefer { respond_async: true, ..Prefer::default() }.patience(600), Some(Duration::ZERO));
         assert_eq!(Prefer::default().patience(600), None);
     }
 }

@@ -24,6 +24,8 @@ pub struct PrincipalList {
 pub struct PrincipalReply {
     #[schema(example = "alice")]
     name: String,
+    /// Runs that wait for a slot.
+    queued: usize,
     usage: Totals,
 }
 
@@ -34,9 +36,11 @@ pub struct PrincipalReply {
                content_type = "application/problem+json")))]
 pub async fn list(State(app): State<Arc<App>>, query: Parameters) -> Result<Json<PrincipalList>, Problem> {
     query.finish()?;
+    let queued = app.engine.queued_by_principal();
     let shown = |name: run::PrincipalName| {
         let usage = app.ledger.totals(&name);
-        PrincipalReply { name: name.into(), usage }
+        let queued = queued.iter().find(|(who, _)| *who == name).map_or(0, |(_, number)| *number);
+        PrincipalReply { name: name.into(), queued, usage }
     };
     Ok(Json(PrincipalList { principals: app.keys.principals().into_iter().map(shown).collect() }))
 }

@@ -80,6 +80,13 @@ kinds! {
         "Every slot is busy and as many runs wait as the server lets wait. Try again after `retry_after_ms`.";
     FILES_FAILED = "files-failed", 500, "The store of files failed",
         "A file could not be written or read. This is the server's fault, not the file's.";
+    QUOTA_EXCEEDED = "quota-exceeded", 429, "Too many runs of this principal wait",
+        "As many runs of the key's principal wait for a slot as the key allows. Try again after `retry_after_ms`.";
+    RATE_LIMITED = "rate-limited", 429, "Too many runs in a short time",
+        "The key allows so many runs per minute, of which a sixth may come at once. Try again after `retry_after_ms`.";
+    WAIT_TOO_LONG = "wait-too-long", 429, "The run would not start within the time to wait",
+        "The request says `Prefer: wait=N, handling=strict`, and at the rate at which slots come back lately the run \
+         would still be waiting then. Nothing was taken. Without `handling=strict` it would be.";
     SANDBOX_FAILED = "sandbox-failed", 500, "The sandbox failed",
         "The sandbox could not be set up or was lost. This is the server's fault, not the program's; `detail` \
          names the step.";

@@ -27,6 +27,9 @@ pub struct RunReply<'a> {
     #[schema(value_type = String, format = Uuid, example = "0193a5b0-5f3e-7c43-9d0a-8f3b1c2d4e5f")]
     id: RunId,
     state: RunState,
+    /// While it waits for a slot: how many starts it takes until its own, if nobody else comes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_position: Option<u64>,
     /// How it ended: one of a closed set. `null` until `state` is `finished`.
     #[schema(value_type = Option<OutcomeName>)]
     outcome: Option<&'static str>,
@@ -166,6 +169,7 @@ impl<'a> From<&'a Run> for RunReply<'a> {
         Self {
             id: run.id,
             state: run.state,
+            queue_position: run.queue_position,
             outcome: outcome.map(run::Outcome::name),
             exit_code: outcome.and_then(run::Outcome::exit_code),
             signal: outcome.and_then(run::Outcome::signal).map(run::signal_name),
@@ -302,6 +306,7 @@ mod tests {
             id: RunId(uuid::Uuid::nil()),
             principal: Default::default(),
             state: RunState::Finished,
+            queue_position: None,
             outcome: Some(Outcome::Signaled { signal: 11 }),
             problem: None,
             stdout: Output { bytes: b"a\"\n".to_vec().into(), total: 3 },

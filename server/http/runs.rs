@@ -35,7 +35,8 @@ const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// With `Accept: text/event-stream` the reply is the events of `GET /runs/{id}/events`, as they come.
 /// A client that goes away while it waits without such a preference cancels its run.
 #[utoipa::path(post, path = "/runs", operation_id = "create_run", tag = "runs", request_body = CreateRun,
-    params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds")),
+    params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds; with \
+            `handling=strict` a run that would not start within N is refused")),
     responses(
         (status = 200, description = "The run took place; see `outcome`",
          content((RunReply = "application/json"), (String = "text/event-stream")),
@@ -44,7 +45,7 @@ const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
          headers(("Location" = String, description = "The run's path"))),
         (status = 422, description = "A value is bad, or the image does not exist or is not allowed",
          body = Document, content_type = "application/problem+json"),
-        (status = 429, description = "The queue is full", body = Document, content_type = "application/problem+json",
+        (status = 429, description = "The queue is full, or the key allows no more", body = Document, content_type = "application/problem+json",
          headers(("Retry-After" = u64, description = "Seconds"))),
         (status = 500, description = "The sandbox failed: our fault", body = Document,
          content_type = "application/problem+json"),
@@ -62,6 +63,9 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
     let spec = CreateRun::spec(value, &app.allowed, &caller.principal, &files::lookup(&app, &caller))?;
+    if let Some(wait) = prefer.wait.filter(|_| prefer.strict) {
+        app.engine.check_wait(&spec.principal.name, wait)?;
+    }
     let handle = app.engine.submit(spec)?;
     let most_s = app.config.wait_max_s;
     let patience = prefer.patience(most_s);
@@ -119,7 +123,7 @@ pub async fn get(
 ) -> Result<Response, Problem> {
     query.finish()?;
     let Some(wait) = prefer.wait else { return show(app.engine.get(id)) };
-    let prefer = Prefer { respond_async: false, wait: Some(wait) };
+    let prefer = Prefer { wait: Some(wait), ..Prefer::default() };
     let most_s = app.config.wait_max_s;
     show(app.engine.wait(id, prefer.patience(most_s)).await).map(|reply| prefer.applied(most_s, reply))
 }

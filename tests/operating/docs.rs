@@ -8,7 +8,16 @@ use support::{Finished, sandglass};
 use crate::{file, text};
 
 /// Defaults that are another on every machine stand there in words.
-const DEPENDS: [&str; 5] = ["slots", "launcher", "docker_config", "maxima.memory_bytes", "maxima.open_files"];
+const DEPENDS: [&str; 8] = [
+    "slots",
+    "budget_cpus",
+    "budget_memory_bytes",
+    "maxima.cpus",
+    "launcher",
+    "docker_config",
+    "maxima.memory_bytes",
+    "maxima.open_files",
+];
 
 #[test]
 fn every_setting_stands_in_the_documentation_with_its_default() {

@@ -29,6 +29,9 @@ const DEPENDS: &[(&str, &str)] = &[
     ("slots", "the number of processors"),
     ("launcher", "`sandglass-launcher` beside `sandglass`"),
     ("docker_config", "`~/.docker/config.json`"),
+    ("budget_cpus", "as many as the machine has"),
+    ("budget_memory_bytes", "¾ of the machine's"),
+    ("maxima.cpus", "as many as the machine has"),
     ("maxima.memory_bytes", "¾ of the machine's"),
     ("maxima.open_files", "65536, or the server's own hard limit if that is less"),
 ];

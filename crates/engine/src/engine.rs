@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use run::{ImageRef, Outcome, Output, Run, RunId, RunSpec, RunState, StoredFile, Timings};
+use run::{ImageRef, Outcome, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::admission::{Admission, Slot, Ticket};
+use crate::admission::{Admission, Budget, Refused, Slot, Ticket, TooLarge};
 use crate::execute::{Executed, Stdin, Step, execute, ms};
 use crate::files::Files;
 use crate::launcher::Control;
@@ -29,8 +29,10 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
 pub struct Config {
     /// How many runs go at once.
     pub slots: usize,
-    /// How many may wait for a slot.
+    /// How many of one principal may wait for a slot.
     pub queue_capacity: usize,
+    /// What all runs together may claim of the host.
+    pub budget: Budget,
     pub kept_runs: usize,
     /// Of the outputs of finished runs.
     pub kept_bytes: u64,
@@ -46,6 +48,14 @@ pub struct Config {
 pub enum SubmitError {
     #[error("every slot is busy and the queue is full")]
     Busy { retry_after: Duration },
+    #[error("as many runs of this principal wait as may")]
+    OverQuota { retry_after: Duration },
+    #[error("this principal asks for more runs per minute than it may")]
+    RateLimited { retry_after: Duration },
+    #[error("{limit} is {asked}; all runs together may have {most}")]
+    TooLarge { limit: &'static str, asked: String, most: String },
+    #[error("the run would not start for about {} s", expected.as_secs())]
+    TooLate { expected: Duration },
     #[error("the server is stopping")]
     Stopping,
     #[error("the launcher is gone")]
@@ -109,7 +119,7 @@ impl Engine {
     ) -> Self {
         let keep = Keep { runs: config.kept_runs, bytes: config.kept_bytes, time: config.kept_for };
         let inner = Arc::new(Inner {
-            admission: Admission::new(config.slots, config.queue_capacity),
+            admission: Admission::new(config.slots, config.queue_capacity, config.budget.clone()),
             config,
             images,
             launcher,
@@ -139,12 +149,10 @@ impl Engine {
         }
         let leases = Leases::take(inner.config.files.as_ref(), &spec)
             .map_err(|file| SubmitError::NoSuchFile { file })?;
-        let ticket = inner.admission.enter(spec.priority).map_err(|full| {
-            inner.observer.rejected(Rejection::QueueFull);
-            SubmitError::Busy { retry_after: full.retry_after }
-        })?;
-        let run = self.queued(&spec);
-        let live = Live::new(run);
+        let ticket = inner.admission.enter(&spec).map_err(|refused| inner.turned_away(refused))?;
+        let place = ticket.place().clone();
+        let queue_position = inner.admission.position(&place).map(|position| position as u64);
+        let live = Live::new(Run { queue_position, ..self.queued(&spec) }, place);
         inner.runs().live.insert(live.id, Arc::clone(&live));
         inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, leases, ticket));
         Ok(RunHandle { live })
@@ -155,6 +163,7 @@ impl Engine {
             id: RunId(Uuid::now_v7()),
             principal: spec.principal.name.clone(),
             state: RunState::Queued,
+            queue_position: None,
             outcome: None,
             problem: None,
             stdout: Output::default(),
@@ -179,9 +188,29 @@ impl Engine {
     pub fn get(&self, id: RunId) -> Option<Arc<Run>> {
         let runs = self.inner.runs();
         match runs.live.get(&id) {
-            Some(live) => Some(live.run()),
+            Some(live) => {
+                let live = Arc::clone(live);
+                drop(runs);
+                Some(self.inner.with_position(&live))
+            }
             None => runs.finished.get(id),
         }
+    }
+
+    /// Whether a run would start within that time, as far as anybody can tell.
+    pub fn check_wait(&self, principal: &PrincipalName, within: Duration) -> Result<(), SubmitError> {
+        match self.inner.admission.expected_wait(principal) {
+            Some(expected) if expected > within => {
+                self.inner.observer.rejected(Rejection::Deadline);
+                Err(SubmitError::TooLate { expected })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Everybody who has runs waiting for a slot, and how many.
+    pub fn queued_by_principal(&self) -> Vec<(PrincipalName, usize)> {
+        self.inner.admission.queued_by()
     }
 
     /// The run when it has finished, or as it stands when the time is over. No time means no end.
@@ -275,6 +304,33 @@ fn merge(live: Vec<Arc<Run>>, finished: impl Iterator<Item = Arc<Run>>) -> Vec<A
 }
 
 impl Inner {
+    fn turned_away(&self, refused: Refused) -> SubmitError {
+        let (reason, error) = match refused {
+            Refused::Full { retry_after, own: false } => {
+                (Rejection::QueueFull, SubmitError::Busy { retry_after })
+            }
+            Refused::Full { retry_after, own: true } => {
+                (Rejection::Quota, SubmitError::OverQuota { retry_after })
+            }
+            Refused::Rate { retry_after } => (Rejection::RateLimit, SubmitError::RateLimited { retry_after }),
+            Refused::TooLarge(TooLarge { limit, asked, most }) => {
+                (Rejection::TooLarge, SubmitError::TooLarge { limit, asked, most })
+            }
+        };
+        self.observer.rejected(reason);
+        error
+    }
+
+    /// The run as it stands, and where it stands now if it still waits.
+    fn with_position(&self, live: &Live) -> Arc<Run> {
+        let run = live.run();
+        if run.state != RunState::Queued {
+            return run;
+        }
+        let queue_position = self.admission.position(&live.place).map(|position| position as u64);
+        Arc::new(Run { queue_position, ..Run::clone(&run) })
+    }
+
     fn runs(&self) -> MutexGuard<'_, Runs> {
         // A panic under this lock leaves the maps whole.
         self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -310,7 +366,7 @@ async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, leases: Leases
         return finish(&inner, &live, if lost { executed.interrupted() } else { executed });
     };
     inner.observer.dequeued(waited);
-    live.update(|run| run.state = RunState::Preparing);
+    live.update(|run| (run.state, run.queue_position) = (RunState::Preparing, None));
     let context = Context {
         images: &*inner.images,
         launcher: &*inner.launcher,
@@ -361,6 +417,7 @@ fn finish(inner: &Inner, live: &Live, executed: Executed) {
     } = executed;
     live.update(|run| {
         run.state = RunState::Finished;
+        run.queue_position = None;
         run.outcome = Some(outcome);
         run.problem = problem;
         run.image = image.unwrap_or_else(|| run.image.clone());
@@ -421,6 +478,7 @@ pub(crate) mod tests_support {
             id: RunId(Uuid::now_v7()),
             principal: Default::default(),
             state: RunState::Finished,
+            queue_position: None,
             outcome: Some(Outcome::Exited { code: 0 }),
             problem: None,
             stdout: Output { bytes: vec![0; bytes].into(), total: bytes as u64 },

@@ -20,6 +20,7 @@ mod images;
 mod launcher;
 mod observer;
 
+pub use admission::Budget;
 pub use engine::{Config, Counts, Engine, SubmitError};
 pub use execute::{Context, Executed, Stdin, Step, execute, problem_name};
 pub use files::Leases;

@@ -8,11 +8,14 @@ use run::{Run, RunId, RunState, Stream};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Place;
 use crate::output::Kept;
 
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) id: RunId,
+    /// Where it stands, or stood, in the queue.
+    pub(crate) place: Place,
     pub(crate) state: watch::Sender<Arc<Run>>,
     pub(crate) cancel: CancellationToken,
     /// Known once the run was handed to the launcher.
@@ -22,9 +25,10 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn new(run: Run) -> Arc<Self> {
+    pub(crate) fn new(run: Run, place: Place) -> Arc<Self> {
         Arc::new(Self {
             id: run.id,
+            place,
             state: watch::Sender::new(Arc::new(run)),
             cancel: CancellationToken::new(),
             outputs: OnceLock::new(),

@@ -8,12 +8,24 @@ use run::{KilledFor, Run};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     QueueFull,
+    /// The principal asks too often.
+    RateLimit,
+    /// As many of the principal's runs wait as its key allows.
+    Quota,
+    /// It asks for more than the host has.
+    TooLarge,
+    /// It could not start as soon as it must.
+    Deadline,
 }
 
 impl Rejection {
     pub fn as_str(self) -> &'static str {
         match self {
             Rejection::QueueFull => "queue_full",
+            Rejection::RateLimit => "rate_limit",
+            Rejection::Quota => "quota",
+            Rejection::TooLarge => "too_large",
+            Rejection::Deadline => "deadline",
         }
     }
 }

@@ -148,6 +148,7 @@ fn engine_with(script: Script, slots: usize, queue_capacity: usize) -> (Engine, 
     let config = Config {
         slots,
         queue_capacity,
+        budget: Default::default(),
         kept_runs: 100,
         kept_bytes: 1 << 20,
         kept_for: Duration::from_secs(60),

@@ -144,6 +144,8 @@ pub struct Run {
     /// Whose it is.
     pub principal: PrincipalName,
     pub state: RunState,
+    /// How many turns it takes until it starts, its own among them, while it waits for a slot.
+    pub queue_position: Option<u64>,
     /// Set when `state` is `Finished`, and only then.
     pub outcome: Option<Outcome>,
     pub problem: Option<Problem>,

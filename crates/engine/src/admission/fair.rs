@@ -1,0 +1,224 @@
+//! Whose turn it is: a pure table of what runs and what waits, by principal. A slot goes to the principal
+//! who has the smallest share of the host, and of equals to the one who was served longest ago; within a
+//! principal to the highest priority, and of equals to the one that came first.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use run::{Principal, PrincipalName};
+
+use super::claim::Claim;
+use super::rate::Bucket;
+
+/// How often others may go past a run that is too large for what is free; then room is kept for it.
+const OVERTAKEN_MAX: u32 = 16;
+
+/// A place in the queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(super) who: PrincipalName,
+    pub(super) key: Key,
+}
+
+/// The order within a principal. The number is unique.
+pub(super) type Key = (Reverse<i32>, u64);
+
+/// A turn that has come: what it takes, and which cores are its own.
+#[derive(Clone, Debug)]
+pub(super) struct Turn {
+    pub(super) place: Place,
+    pub(super) claim: Claim,
+    pub(super) cores: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    claim: Claim,
+    since: Instant,
+    overtaken: u32,
+}
+
+/// One principal.
+#[derive(Debug)]
+struct Line {
+    waiting: BTreeMap<Key, Waiting>,
+    running: Claim,
+    /// The number of its latest turn.
+    served: u64,
+    concurrency: u64,
+    bucket: Option<Bucket>,
+}
+
+#[derive(Debug)]
+pub(super) struct Fair {
+    whole: Claim,
+    free: Claim,
+    /// Where each run gets cores of its own.
+    free_cores: Option<BTreeSet<usize>>,
+    lines: HashMap<PrincipalName, Line>,
+    arrivals: u64,
+    turns: u64,
+    queued: usize,
+}
+
+impl Fair {
+    pub(super) fn new(whole: Claim, cores: &[usize]) -> Self {
+        let free_cores = (!cores.is_empty()).then(|| cores.iter().copied().collect());
+        Self { whole, free: whole, free_cores, lines: HashMap::new(), arrivals: 0, turns: 0, queued: 0 }
+    }
+
+    pub(super) fn whole(&self) -> Claim {
+        self.whole
+    }
+
+    pub(super) fn held(&self) -> usize {
+        (self.whole.slots - self.free.slots) as usize
+    }
+
+    pub(super) fn has_a_free_slot(&self) -> bool {
+        self.free.slots > 0
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    pub(super) fn queued_of(&self, who: &PrincipalName) -> usize {
+        self.lines.get(who).map_or(0, |line| line.waiting.len())
+    }
+
+    /// Everybody who waits, and how many runs of each.
+    pub(super) fn queued_by(&self) -> Vec<(PrincipalName, usize)> {
+        let lines = self.lines.iter().filter(|(_, line)| !line.waiting.is_empty());
+        lines.map(|(name, line)| (name.clone(), line.waiting.len())).collect()
+    }
+
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.lines.values().flat_map(|line| line.waiting.values()).map(|waiting| waiting.since).min()
+    }
+
+    /// The principal's bucket, full at its first run.
+    pub(super) fn bucket(&mut self, who: &Principal, per_minute: u32, now: Instant) -> &mut Bucket {
+        let line = self.line(who);
+        line.bucket.get_or_insert_with(|| Bucket::full(per_minute, now))
+    }
+
+    fn line(&mut self, who: &Principal) -> &mut Line {
+        if !self.lines.contains_key(&who.name) {
+            let line = Line {
+                waiting: BTreeMap::new(),
+                running: Claim::default(),
+                served: 0,
+                concurrency: u64::MAX,
+                bucket: None,
+            };
+            self.lines.insert(who.name.clone(), line);
+        }
+        let line = self.lines.get_mut(&who.name).expect("it was put there");
+        line.concurrency = who.quota.concurrency.map_or(u64::MAX, u64::from);
+        line
+    }
+
+    /// Puts a run into the queue; whether it has to wait there, [`Fair::next`] decides.
+    pub(super) fn enter(&mut self, who: &Principal, priority: i32, claim: Claim, now: Instant) -> Place {
+        let key = (Reverse(priority), self.arrivals);
+        self.arrivals += 1;
+        self.queued += 1;
+        self.line(who).waiting.insert(key, Waiting { claim, since: now, overtaken: 0 });
+        Place { who: who.name.clone(), key }
+    }
+
+    /// Whether it was still there.
+    pub(super) fn leave(&mut self, place: &Place) -> bool {
+        let left =
+            self.lines.get_mut(&place.who).is_some_and(|line| line.waiting.remove(&place.key).is_some());
+        self.queued -= usize::from(left);
+        left
+    }
+
+    /// What a turn has taken comes back.
+    pub(super) fn release(&mut self, turn: &Turn) {
+        self.free = self.free.plus(turn.claim);
+        if let Some(cores) = &mut self.free_cores {
+            cores.extend(&turn.cores);
+        }
+        if let Some(line) = self.lines.get_mut(&turn.place.who) {
+            line.running = line.running.minus(turn.claim);
+        }
+    }
+
+    /// The next turn, if anybody waits who may have one and there is room.
+    pub(super) fn next(&mut self) -> Option<Turn> {
+        if self.queued == 0 || self.free.slots == 0 {
+            return None;
+        }
+        let mut passed: Vec<PrincipalName> = Vec::new();
+        loop {
+            let (who, key, first) = self.first(&passed)?;
+            if first.claim.fits(self.free) {
+                let (who, claim) = (who.clone(), first.claim);
+                for name in &passed {
+                    self.overtake(name);
+                }
+                return Some(self.serve(Place { who, key }, claim));
+            }
+            if first.overtaken >= OVERTAKEN_MAX {
+                return None;
+            }
+            passed.push(who.clone());
+        }
+    }
+
+    /// Whose turn it would be, but for those that were passed over.
+    fn first(&self, passed: &[PrincipalName]) -> Option<(&PrincipalName, Key, &Waiting)> {
+        let may_go = |(name, line): &(&PrincipalName, &Line)| {
+            !line.waiting.is_empty() && line.running.slots < line.concurrency && !passed.contains(name)
+        };
+        let rank = |line: &Line| (line.running.share(self.whole), line.served);
+        let lines = self.lines.iter().filter(may_go);
+        let (name, line) = lines.min_by(|(_, a), (_, b)| {
+            let ((a, a_served), (b, b_served)) = (rank(a), rank(b));
+            a.total_cmp(&b).then(a_served.cmp(&b_served))
+        })?;
+        let (key, waiting) = line.waiting.first_key_value()?;
+        Some((name, *key, waiting))
+    }
+
+    fn overtake(&mut self, name: &PrincipalName) {
+        if let Some(mut first) = self.lines.get_mut(name).and_then(|line| line.waiting.first_entry()) {
+            first.get_mut().overtaken += 1;
+        }
+    }
+
+    fn serve(&mut self, place: Place, claim: Claim) -> Turn {
+        self.turns += 1;
+        self.free = self.free.minus(claim);
+        self.leave(&place);
+        if let Some(line) = self.lines.get_mut(&place.who) {
+            line.served = self.turns;
+            line.running = line.running.plus(claim);
+        }
+        let cores = match &mut self.free_cores {
+            Some(free) => (0..claim.cores()).filter_map(|_| free.pop_first()).collect(),
+            None => Vec::new(),
+        };
+        Turn { place, claim, cores }
+    }
+
+    /// How many turns come before this one and with it, if nobody else comes: its own principal's ahead of
+    /// it, and of the others as many as they have, but not more, since they take turns.
+    pub(super) fn position(&self, place: &Place) -> Option<usize> {
+        let line = self.lines.get(&place.who).filter(|line| line.waiting.contains_key(&place.key))?;
+        let rank = line.waiting.range(..=place.key).count();
+        let others = self.lines.iter().filter(|(name, _)| **name != place.who);
+        Some(rank + others.map(|(_, line)| line.waiting.len().min(rank)).sum::<usize>())
+    }
+
+    /// The same for one more run of that principal.
+    pub(super) fn position_of_next(&self, who: &PrincipalName) -> usize {
+        let rank = self.queued_of(who) + 1;
+        let others = self.lines.iter().filter(|(name, _)| *name != who);
+        rank + others.map(|(_, line)| line.waiting.len().min(rank)).sum::<usize>()
+    }
+}

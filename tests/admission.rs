@@ -1,0 +1,170 @@
+//! Whose turn it is: fairness between principals, quotas, and runs that ask for much.
+
+use std::time::{Duration, Instant};
+
+use support::{Daemon, Response, Value, json, until, within};
+
+fn sh(script: &str) -> Value {
+    json!({ "image": "host", "cmd": "sh", "args": ["-c", script] })
+}
+
+fn begin(daemon: &Daemon, key: &str, body: &Value) -> Value {
+    let request = daemon.request("POST", "/runs").header("Prefer", "respond-async");
+    let request = if key.is_empty() { request } else { request.key(key) };
+    request.json(body).send().expect(202)
+}
+
+fn show(daemon: &Daemon, key: &str, run: &Value) -> Value {
+    let request = daemon.request("GET", &format!("/runs/{}", run["id"].as_str().expect("an id")));
+    if key.is_empty() { request.send().expect(200) } else { request.key(key).send().expect(200) }
+}
+
+/// What a refusal asks for is a time that makes sense.
+fn retry_after(refused: &Response) -> u64 {
+    let seconds = refused.header("retry-after").and_then(|text| text.parse().ok()).expect("Retry-After");
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    seconds
+}
+
+#[test]
+fn a_crowd_of_one_principal_delays_anothers_first_run_by_one_turn() {
+    let builder = Daemon::builder().host_image().flag("--slots", 1);
+    let (alice, bob) = (builder.key(&["alice"]), builder.key(&["bob"]));
+    let watcher = builder.key(&["watcher", "--scope", "metrics,admin"]);
+    let daemon = builder.start();
+    let mut crowd = Vec::new();
+    for _ in 0..200 {
+        let mut body = sh("sleep 0.2");
+        body["priority"] = json!(1000);
+        crowd.push(begin(&daemon, &alice, &body));
+    }
+    assert_eq!(crowd[0]["queue_position"], Value::Null);
+    assert!(crowd[199]["queue_position"].as_u64() > Some(150), "{}", crowd[199]);
+    let bobs = begin(&daemon, &bob, &sh("true"));
+    assert!(bobs["queue_position"].as_u64() <= Some(2), "{bobs}");
+    let page = daemon.request("GET", "/metrics").key(&watcher).send().text();
+    let line = page.lines().find_map(|line| line.strip_prefix("sandglass_runs_queued{principal=\"alice\"} "));
+    assert!(line.is_some_and(|number| number.parse::<u32>().is_ok_and(|number| number > 150)), "{line:?}");
+    let finished = || {
+        let path = "/runs?state=finished&limit=500";
+        let listed = daemon.request("GET", path).key(&alice).send().expect(200);
+        listed["runs"].as_array().map_or(0, Vec::len)
+    };
+    let before = finished();
+    within(Duration::from_secs(20), "bob's turn", || {
+        (show(&daemon, &bob, &bobs)["state"] == "finished").then_some(())
+    });
+    // The one that held the slot, and perhaps one more while we were looking.
+    assert!(finished() - before <= 3, "{} of alice's runs went before bob's first", finished() - before);
+    let told = daemon.request("GET", "/principals").key(&watcher).send().expect(200);
+    assert!(told["principals"][0]["queued"].as_u64() > Some(100), "{told}");
+    let position = show(&daemon, &alice, &crowd[199])["queue_position"].as_u64();
+    assert!(position < crowd[199]["queue_position"].as_u64(), "{position:?} has come nearer");
+}
+
+#[test]
+fn a_run_takes_as_much_of_the_host_as_it_asks_for() {
+    let daemon = Daemon::builder()
+        .host_image()
+        .flag("--slots", 8)
+        .flag("--budget-cpus", 4)
+        .flag("--maxima-cpus", 64)
+        .flag("--budget-memory-bytes", 1_u64 << 30)
+        .start();
+    let info = daemon.get("/info").expect(200);
+    assert_eq!(info["budget"], json!({ "cpus": 4.0, "memory_bytes": 1 << 30 }));
+    let asks = |cpus: f64, memory_bytes: u64| {
+        let mut body = sh("sleep 1");
+        body["limits"] = json!({ "cpus": cpus, "memory_bytes": memory_bytes });
+        body
+    };
+    for (first, second, together) in [
+        (asks(3.0, 1 << 24), asks(2.0, 1 << 24), false),
+        (asks(2.0, 1 << 24), asks(2.0, 1 << 24), true),
+        (asks(0.1, 800 << 20), asks(0.1, 300 << 20), false),
+    ] {
+        let first = begin(&daemon, "", &first);
+        let second = begin(&daemon, "", &second);
+        assert_eq!(second["queue_position"].is_null(), together, "{second}");
+        let id = |run: &Value| run["id"].as_str().expect("an id").to_owned();
+        let (first, second) =
+            (daemon.wait_for_state(&id(&first), "finished"), daemon.wait_for_state(&id(&second), "finished"));
+        let waited = second["timings"]["queue_ms"].as_f64().expect("a time") > 800.0;
+        assert_eq!(
+            (waited, &first["outcome"], &second["outcome"]),
+            (!together, &json!("exited"), &json!("exited"))
+        );
+        until("the host is free", || daemon.metric("sandglass_slots{state=\"busy\"}") == 0.0);
+    }
+    for (limit, asked) in [("cpus", json!(4.5)), ("memory_bytes", json!((1_u64 << 30) + 4096))] {
+        let mut body = sh("true");
+        body["limits"] = json!({ limit: asked });
+        let problem = daemon.post("/runs", &body).problem(422, "invalid-request");
+        assert_eq!(problem["errors"][0]["pointer"], format!("/limits/{limit}"), "{problem}");
+    }
+    assert_eq!(daemon.metric("sandglass_rejected_total{reason=\"too_large\"}"), 2.0);
+}
+
+#[test]
+fn a_key_has_a_rate_a_queue_and_runs_at_once_of_its_own() {
+    let builder = Daemon::builder().host_image().flag("--slots", 2);
+    let slow = builder.key(&["slow", "--runs-per-minute", "12"]);
+    let single = builder.key(&["single", "--concurrency", "1", "--queued", "1"]);
+    let free = builder.key(&["free", "--scope", "run,metrics"]);
+    let daemon = builder.start();
+    let post = |key: &str| daemon.request("POST", "/runs").key(key).json(&sh("true")).send();
+    for _ in 0..2 {
+        post(&slow).expect(200);
+    }
+    let refused = post(&slow);
+    assert!(retry_after(&refused) <= 5);
+    let problem = refused.problem(429, "rate-limited");
+    let pause = problem["retry_after_ms"].as_u64().expect("a pause");
+    post(&free).expect(200);
+    std::thread::sleep(Duration::from_millis(pause + 10));
+    post(&slow).expect(200);
+
+    let first = begin(&daemon, &single, &sh("sleep 1"));
+    let second = begin(&daemon, &single, &sh("true"));
+    assert_eq!(second["queue_position"], 1);
+    let refused = post(&single);
+    retry_after(&refused);
+    refused.problem(429, "quota-exceeded");
+    // There is a second slot, and it is somebody else's.
+    let asked = Instant::now();
+    post(&free).expect(200);
+    assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+    for run in [&first, &second] {
+        within(Duration::from_secs(10), "its end", || {
+            (show(&daemon, &single, run)["state"] == "finished").then_some(())
+        });
+    }
+    let page = daemon.request("GET", "/metrics").key(&free).send().text();
+    for reason in ["rate_limit", "quota"] {
+        let line = format!("sandglass_rejected_total{{reason=\"{reason}\"}} 1");
+        assert!(page.lines().any(|given| given == line), "{line}");
+    }
+}
+
+#[test]
+fn who_can_not_use_a_late_answer_is_told_at_once() {
+    let daemon = Daemon::builder().host_image().flag("--slots", 1).start();
+    daemon.run(&sh("sleep 1"));
+    let strict = |wait: u32, strict: &str| {
+        let prefer = format!("wait={wait}{strict}");
+        daemon.request("POST", "/runs").header("Prefer", prefer).json(&sh("true")).send()
+    };
+    // An idle server takes it.
+    let run = strict(5, ", handling=strict");
+    assert_eq!(run.header("preference-applied"), Some("wait=5, handling=strict"));
+    run.expect(200);
+    for _ in 0..8 {
+        begin(&daemon, "", &sh("sleep 1"));
+    }
+    let refused = strict(1, ", handling=strict");
+    assert!(retry_after(&refused) >= 2);
+    refused.problem(429, "wait-too-long");
+    assert_eq!(daemon.metric("sandglass_rejected_total{reason=\"deadline\"}"), 1.0);
+    strict(1, "").expect(202);
+    strict(60, ", handling=strict").expect(200);
+}
