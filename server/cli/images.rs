@@ -2,11 +2,16 @@
 
 use std::process::ExitCode;
 
+use image::ImageInfo;
+
 use super::flags::ConfigFlags;
 use super::local::Local;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    /// Say each image as a line of JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     config: ConfigFlags<false>,
 }
@@ -14,14 +19,32 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let local = Local::start(&arguments.config.load()?)?;
     let images = local.images.list();
+    if arguments.json {
+        images.iter().for_each(|image| println!("{}", serde_json::to_string(image).unwrap_or_default()));
+    } else {
+        table(&images);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(images: &[ImageInfo]) {
     let width = images.iter().map(|image| image.reference.len()).max().unwrap_or_default().max(9);
-    println!("{:width$}  {:12}  {:>6}  {:>10}  PULLED", "REFERENCE", "DIGEST", "LAYERS", "SIZE");
+    println!(
+        "{:width$}  {:12}  {:>6}  {:>10}  {:>10}  {:16}  PINNED",
+        "REFERENCE", "DIGEST", "LAYERS", "SIZE", "OWN", "LAST USED"
+    );
     for image in images {
         let digest = image.digest.split(':').next_back().unwrap_or_default();
         let digest = digest.get(..12).unwrap_or(digest);
-        let size = indicatif::BinaryBytes(image.bytes).to_string();
-        let pulled = image.pulled_at.strftime("%Y-%m-%d %H:%M");
-        println!("{:width$}  {digest:12}  {:>6}  {size:>10}  {pulled}", image.reference, image.layers);
+        let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
+        println!(
+            "{:width$}  {digest:12}  {:>6}  {:>10}  {:>10}  {:16}  {}",
+            image.reference,
+            image.layers,
+            size(image.bytes),
+            size(image.own_bytes),
+            image.last_used_at.strftime("%Y-%m-%d %H:%M").to_string(),
+            if image.pinned { "yes" } else { "no" },
+        );
     }
-    Ok(ExitCode::SUCCESS)
 }

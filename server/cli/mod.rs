@@ -3,6 +3,7 @@
 pub mod flags;
 
 pub mod doctor;
+pub mod image;
 pub mod images;
 pub mod key;
 pub mod openapi;
@@ -34,6 +35,9 @@ pub enum Command {
     Serve(serve::Arguments),
     /// Run one command of one image here and now, without a server
     Run(run::Arguments),
+    /// Fetch, list, load, drop and pin the images of this machine's store
+    #[command(subcommand)]
+    Image(image::Command),
     /// Fetch an image into this machine's store
     Pull(pull::Arguments),
     /// List the images of this machine's store
@@ -64,6 +68,7 @@ impl Cli {
             Command::Serve(arguments) => serve::main(&arguments),
             // Its codes are the program's, so ours is one of its own.
             Command::Run(arguments) => return run::main(&arguments),
+            Command::Image(command) => image::main(&command),
             Command::Pull(arguments) => pull::main(&arguments),
             Command::Images(arguments) => images::main(&arguments),
             Command::Key(arguments) => key::main(&arguments),

@@ -14,41 +14,97 @@ use super::local::Local;
 pub struct Arguments {
     /// The image, as Docker users write it
     image: String,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    show: Show,
     #[command(flatten)]
     config: ConfigFlags<false>,
 }
 
+/// What is shown of what is under way.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Show {
+    /// Show no progress
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Say each step and the end as a line of JSON on standard output
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+}
+
+impl Show {
+    pub(super) fn quiet(quiet: bool) -> Self {
+        Self { quiet, json: false }
+    }
+
+    /// Says what is here now.
+    pub(super) fn done(&self, lease: &Lease) {
+        let digest = lease.digest.as_deref().unwrap_or("none");
+        if self.json {
+            println!("{}", serde_json::json!({ "reference": lease.reference, "digest": digest }));
+        } else {
+            println!("{}@{digest}", lease.reference);
+        }
+    }
+}
+
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let local = Local::start(&arguments.config.load()?)?;
-    let pull = acquire(&local.images, &arguments.image, Pull::Always, arguments.quiet);
+    let pull = acquire(&local.images, &arguments.image, Pull::Always, &arguments.show);
     let lease = local.runtime.block_on(pull)?;
-    println!("{}@{}", lease.reference, lease.digest.as_deref().unwrap_or("none"));
+    arguments.show.done(&lease);
+    drop(lease);
     local.runtime.block_on(local.images.close());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Gets an image and shows how far that is, if somebody is watching.
-pub async fn acquire(
+pub(super) async fn acquire(
     images: &Images,
     image: &str,
     pull: Pull,
-    quiet: bool,
+    show: &Show,
 ) -> Result<Lease, image::ImageError> {
-    if quiet || !std::io::stderr().is_terminal() {
-        return images.acquire(image, pull).await;
-    }
-    let mut bars = Bars::default();
-    let lease = images.acquire_with_progress(image, pull, &mut |progress| bars.show(progress)).await;
-    bars.screen.clear().unwrap_or_default();
+    let mut display = Display::new(show);
+    let lease = images.acquire_with_progress(image, pull, &mut |progress| display.show(progress)).await;
+    display.end();
     lease
+}
+
+/// Where progress goes.
+#[derive(Debug)]
+pub(super) enum Display {
+    Nowhere,
+    Lines,
+    Bars(Bars),
+}
+
+impl Display {
+    pub(super) fn new(show: &Show) -> Self {
+        match show {
+            Show { json: true, .. } => Self::Lines,
+            Show { quiet: false, .. } if std::io::stderr().is_terminal() => Self::Bars(Bars::default()),
+            _ => Self::Nowhere,
+        }
+    }
+
+    pub(super) fn show(&mut self, progress: Progress) {
+        match self {
+            Self::Nowhere => {}
+            Self::Lines => println!("{}", serde_json::to_string(&progress).unwrap_or_default()),
+            Self::Bars(bars) => bars.show(progress),
+        }
+    }
+
+    pub(super) fn end(&self) {
+        if let Self::Bars(bars) = self {
+            bars.screen.clear().unwrap_or_default();
+        }
+    }
 }
 
 /// One line for each layer.
 #[derive(Debug, Default)]
-struct Bars {
+pub(super) struct Bars {
     screen: MultiProgress,
     layers: Vec<ProgressBar>,
 }
@@ -68,7 +124,8 @@ impl Bars {
     }
 
     fn bar(&self, layer: usize) -> ProgressBar {
-        let template = "{prefix:>9} [{bar:30}] {binary_bytes:>10} / {binary_total_bytes:10} {binary_bytes_per_sec:>12} {msg}";
+        let template = "{prefix:>9} [{bar:30}] {binary_bytes:>10} / {binary_total_bytes:10} \
+                        {binary_bytes_per_sec:>12} {msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = self.screen.add(ProgressBar::new(0).with_style(style.progress_chars("=> ")));
         bar.set_prefix(format!("layer {}", layer + 1));

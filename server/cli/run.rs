@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::flags::ConfigFlags;
 use super::local::{self, Local};
 use super::passthrough::Passthrough;
+use super::pull::Show;
 use super::{pull, run_spec, stdin};
 
 /// Our own fault, as `docker run` and `timeout` say it.
@@ -94,7 +95,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<(Outcome, RunSpec)> {
 async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::Result<Executed> {
     let launcher =
         Passthrough::new(SandboxLauncher::new(Arc::clone(&local.launcher)).context("use the launcher")?);
-    let images = Shown { images: local.images.clone(), quiet: arguments.quiet };
+    let images = Shown { images: local.images.clone(), show: Show::quiet(arguments.quiet) };
     let context = Context {
         images: &images,
         launcher: &launcher,
@@ -113,12 +114,12 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
 /// Images whose pulls somebody may be watching.
 struct Shown {
     images: Images,
-    quiet: bool,
+    show: Show,
 }
 
 impl engine::Images for Shown {
     fn acquire<'a>(&'a self, reference: &'a str, policy: Pull) -> BoxFuture<'a, Result<Lease, ImageError>> {
-        Box::pin(pull::acquire(&self.images, reference, policy, self.quiet))
+        Box::pin(pull::acquire(&self.images, reference, policy, &self.show))
     }
 }
 

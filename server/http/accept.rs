@@ -19,7 +19,7 @@ pub(super) fn acceptable(method: &Method, path: &str, headers: &HeaderMap) -> bo
     match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
         ["runs", _, "stdout" | "stderr"] => true,
         ["runs", _, "events"] => events(),
-        ["runs"] if method == Method::POST => json() || events(),
+        ["runs" | "images"] if method == Method::POST => json() || events(),
         ["runs" | "images" | "info", ..] => json(),
         _ => true,
     }

@@ -2,23 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use image::{ImageError, ImageInfo};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use image::{ImageError, ImageInfo, Progress};
 use jiff::Timestamp;
 use run::Pull;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::App;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::checks::check_image_is_allowed;
+use super::events::WantsEvents;
 use super::fields::Fields;
+use super::layers::RequestId;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
+use super::{App, image_events};
 
 /// One image of the store.
 #[derive(Debug, Serialize, ToSchema)]
@@ -153,9 +156,14 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList
 }
 
 /// Fetches an image ahead of its first run and answers when it is here.
+///
+/// With `Accept: text/event-stream` the answer is events, as it goes: `progress` for each step (which layer has
+/// how many bytes, and whether it waits for its registry or its unpacker), then `result` with the image, or
+/// `problem`.
 #[utoipa::path(post, path = "/images", operation_id = "pull_image", tag = "images", request_body = PullImage,
     responses(
-        (status = 200, description = "The image is here", body = ImageReply),
+        (status = 200, description = "The image is here",
+         content((ImageReply = "application/json"), (String = "text/event-stream"))),
         (status = 422, description = "A value is bad, or the image does not exist or is not allowed", body = Document,
          content_type = "application/problem+json"),
         (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),
@@ -166,16 +174,30 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList
 pub async fn pull(
     State(app): State<Arc<App>>,
     caller: Caller,
+    WantsEvents(as_events): WantsEvents,
+    Extension(RequestId(request_id)): Extension<RequestId>,
     body: JsonBody,
-) -> Result<Json<ImageReply>, Problem> {
+) -> Result<Response, Problem> {
     let request = PullImage::read(body.value)?;
     check_image_is_allowed(&request.image, &caller.principal)?;
     if app.engine.is_draining() {
         return Err(problem::DRAINING.problem());
     }
+    if as_events {
+        return Ok(image_events::follow(app, request, request_id));
+    }
+    Ok(Json(fetch(&app, &request, &mut |_| {}).await?).into_response())
+}
+
+/// Pulls, and says what is there then.
+pub(super) async fn fetch(
+    app: &App,
+    request: &PullImage,
+    on: &mut (dyn FnMut(Progress) + Send),
+) -> Result<ImageReply, Problem> {
     let mut pull = request.pull.unwrap_or(Pull::Always);
     loop {
-        let lease = app.images.acquire(&request.image, pull).await?;
+        let lease = app.images.acquire_with_progress(&request.image, pull, on).await?;
         if lease.reference == "host" {
             return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
         }
@@ -190,7 +212,7 @@ pub async fn pull(
                 let reference = lease.reference.clone();
                 // Or it would be in use by us.
                 drop(lease);
-                return Ok(Json(app.images.get(&reference)?.into()));
+                return Ok(app.images.get(&reference)?.into());
             }
         }
     }
@@ -230,7 +252,7 @@ pub async fn remove(
 }
 
 /// What is not on the list of the caller's key is not there for that caller.
-fn must_see(reference: &str, caller: &Caller) -> Result<(), Problem> {
+pub(super) fn must_see(reference: &str, caller: &Caller) -> Result<(), Problem> {
     let full = image::Images::full_name(reference).map_err(|error| not_stored(reference, error))?;
     let hidden = ImageError::NotPresent { reference: String::new() };
     if caller.principal.may_use_image(&full) { Ok(()) } else { Err(not_stored(reference, hidden)) }

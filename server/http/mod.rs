@@ -14,6 +14,8 @@ pub mod raw;
 
 pub mod files;
 
+pub mod image_events;
+pub mod image_upload;
 pub mod images;
 
 pub mod health;

@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
-use super::{App, docs, events, files, health, images, layers, principals, problem, raw, runs};
+use super::{App, docs, events, files, health, image_upload, images, layers, principals, problem, raw, runs};
 
 /// Every documented call.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
@@ -22,7 +22,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(files::upload))
         .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))
-        .routes(routes!(images::get, images::remove))
+        .routes(routes!(images::get, images::remove, image_upload::load))
         .routes(routes!(principals::list))
         .routes(routes!(health::info))
         .routes(routes!(health::healthz))

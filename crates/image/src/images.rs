@@ -1,5 +1,6 @@
 //! The one door to images.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,8 @@ use crate::pull::{Pulled, Puller, off_thread};
 use crate::reference::Reference;
 use crate::shelf::{Shelf, Taken};
 use crate::{
-    Config, Eviction, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress, PullResult,
-    Rootfs,
+    Archive, Config, Eviction, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress,
+    PullResult, Rootfs,
 };
 
 /// The name of the machine's own programs.
@@ -80,8 +81,13 @@ impl Images {
             return self.host();
         }
         let image = Reference::parse(reference)?;
-        self.inner.puller.check(&image)?;
         let name = image.to_string();
+        // What came as a file has no registry that could be asked.
+        if let Err(refused) = self.inner.puller.check(&image)
+            && !self.inner.shelf.was_loaded(&name)
+        {
+            return Err(refused);
+        }
         // A digest never comes to mean anything else, so there is nothing to ask.
         let may_use = pull != Pull::Always || image.digest.is_some();
         if may_use && let Some(Taken { record, hold }) = self.take(&image, &name).await? {
@@ -99,6 +105,49 @@ impl Images {
         let pulled = self.pull(&image, name, on).await?;
         let (record, hold) = &*pulled;
         Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>).fetched())
+    }
+
+    /// Takes images from a file or a folder: that of the given name, or the only one there is, under
+    /// that name; or all, under their own.
+    pub async fn load(
+        &self,
+        archive: Archive,
+        name: Option<&str>,
+        on: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Vec<Lease>, ImageError> {
+        let name = name.map(Reference::parse).transpose()?;
+        if let Some(Reference { digest: Some(_), .. }) = &name {
+            let (reference, reason) = (
+                name.expect("it is one").to_string(),
+                "a digest can't be given; it follows from the content",
+            );
+            return Err(ImageError::BadReference { reference, reason: reason.into() });
+        }
+        let board = Arc::new(Board::default());
+        let (_, mut events) = board.read();
+        let mut loading = std::pin::pin!(self.inner.puller.load(archive, name, Arc::clone(&board)));
+        let loaded = loop {
+            tokio::select! {
+                biased;
+                event = events.recv() => event.into_iter().for_each(&mut *on),
+                loaded = &mut loading => break loaded?,
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            on(event);
+        }
+        Ok(loaded.iter().map(|pulled| lease(&pulled.0, Arc::clone(&pulled.1) as Arc<dyn Guard>)).collect())
+    }
+
+    /// The largest archive that is read.
+    pub fn archive_bytes_max(&self) -> u64 {
+        self.inner.puller.config.limits.image_bytes
+    }
+
+    /// A file to receive an archive in. It is on the store's disk, nobody else can find it, and it
+    /// goes when it is closed, however that comes about.
+    pub fn incoming(&self) -> Result<File, ImageError> {
+        crate::load::receive(&self.inner.puller)
     }
 
     /// Every image, the most recently used first.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use unpack::UnpackError;
 
+use crate::bundle::Piece;
 use crate::disk::{KeptLayer, broken};
 use crate::download::Download;
 use crate::manifest::Blob;
@@ -34,6 +35,8 @@ pub(crate) struct Wanted {
 #[derive(Clone)]
 pub(crate) enum Source {
     Registry(Blob),
+    /// A file of an image that came as an archive or a folder.
+    Piece(Piece),
     Bytes(Bytes),
 }
 
@@ -45,6 +48,7 @@ impl Wanted {
     pub(crate) fn expected(&self) -> u64 {
         match &self.source {
             Source::Registry(blob) => blob.size.saturating_mul(USUAL_RATIO),
+            Source::Piece(piece) => piece.size,
             Source::Bytes(bytes) => bytes.len() as u64,
         }
     }
@@ -80,6 +84,7 @@ impl Pull {
     async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
         wanted.sort_by_key(|layer| match &layer.source {
             Source::Registry(blob) => Reverse(blob.size),
+            Source::Piece(piece) => Reverse(piece.size),
             Source::Bytes(bytes) => Reverse(bytes.len() as u64),
         });
         let fetch = |layer: Wanted| {
@@ -165,6 +170,7 @@ impl Pull {
             Source::Bytes(bytes) => {
                 return Ok(unpacking.write(bytes.clone()).await.is_ok());
             }
+            Source::Piece(piece) => return self.feed_piece(piece, unpacking).await,
             Source::Registry(blob) => blob,
         };
         let mut download = Download::new(&self.puller.registries, &self.image, blob);
@@ -183,6 +189,21 @@ impl Pull {
             }
         }
         self.puller.observer.layer_waited(waits.all.registry, waits.all.unpacker);
+        Ok(true)
+    }
+
+    async fn feed_piece(&self, piece: &Piece, unpacking: &mut dyn Unpacking) -> Result<bool, ImageError> {
+        let mut at = 0;
+        while at < piece.size {
+            let from = piece.clone();
+            let bytes =
+                off_thread(move || from.read(at).map_err(|error| broken("read an image's file", error)));
+            let bytes = bytes.await?;
+            at += bytes.len() as u64;
+            if unpacking.write(bytes.into()).await.is_err() {
+                return Ok(false);
+            }
+        }
         Ok(true)
     }
 

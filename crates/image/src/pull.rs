@@ -39,6 +39,16 @@ pub(crate) struct Puller {
 /// What all who waited for a pull get.
 pub(crate) type Pulled = Arc<(ImageRecord, Arc<Hold>)>;
 
+/// What is known of an image before its layers are here, the lowest first.
+pub(crate) struct Found {
+    pub(crate) digest: String,
+    pub(crate) manifest_digest: String,
+    pub(crate) described: Described,
+    pub(crate) layers: Vec<Source>,
+    pub(crate) compressed_bytes: u64,
+    pub(crate) resolved_at: Option<Timestamp>,
+}
+
 /// One pull: the image and whom to tell about it.
 #[derive(Clone)]
 pub(crate) struct Pull {
@@ -133,18 +143,35 @@ impl Pull {
             return Ok(self.ready(record, hold));
         }
         let (top, manifest_digest, manifest) = self.manifest(resolved).await?;
-        let (config_blob, layers) = manifest::blobs(&manifest).map_err(|reason| self.bad(reason))?;
-        if let Some((what, limit)) = manifest::over_limit(&config_blob, &layers, &self.puller.config.limits) {
+        let (config_blob, blobs) = manifest::blobs(&manifest).map_err(|reason| self.bad(reason))?;
+        if let Some((what, limit)) = manifest::over_limit(&config_blob, &blobs, &self.puller.config.limits) {
             return Err(self.too_large(what, limit));
         }
         let described = self.config(&config_blob).await?;
-        let compressed_bytes = layers.iter().map(|layer| layer.size).sum();
+        let compressed_bytes = blobs.iter().map(|layer| layer.size).sum();
+        let layers = blobs.into_iter().map(Source::Registry).collect();
+        let resolved_at = Some(Timestamp::now());
+        self.assemble(Found {
+            digest: top,
+            manifest_digest,
+            described,
+            layers,
+            compressed_bytes,
+            resolved_at,
+        })
+        .await
+    }
+
+    /// From what makes an image to the image: its layers are fetched, stacked and written down.
+    pub(crate) async fn assemble(&self, found: Found) -> Result<Pulled, ImageError> {
+        let shelf = &self.puller.shelf;
+        let Found { digest, manifest_digest, described, layers, compressed_bytes, resolved_at } = found;
         self.board.say(Progress::Resolved {
-            digest: top.clone(),
+            digest: digest.clone(),
             layers: layers.len(),
             bytes: compressed_bytes,
         });
-        let wanted = self.wanted(&layers, &described.diff_ids)?;
+        let wanted = self.wanted(layers, &described.diff_ids)?;
         let _hold = shelf.hold(wanted.iter().map(|layer| layer.name.clone()).collect());
         self.make_room(&wanted).await?;
         let kept = self.fetch_all(&wanted).await?;
@@ -153,7 +180,7 @@ impl Pull {
         let now = Timestamp::now();
         let record = ImageRecord {
             reference: self.name(),
-            digest: top,
+            digest,
             manifest_digest,
             platform: self.puller.config.platform.to_string(),
             config: described.config,
@@ -162,7 +189,7 @@ impl Pull {
             bytes: kept.values().map(|layer| layer.bytes).sum(),
             pulled_at: now,
             last_used_at: now,
-            resolved_at: Some(now),
+            resolved_at,
             pinned: false,
             asked_at: None,
             saved_at: Some(now),
@@ -248,32 +275,36 @@ impl Pull {
         Ok((said, kind, body))
     }
 
+    pub(crate) fn described(&self, bytes: &[u8]) -> Result<Described, ImageError> {
+        manifest::read_config(bytes, &self.puller.config.platform).map_err(|error| match error {
+            BadConfig::Broken(reason) => self.bad(reason),
+            BadConfig::Platform(available) => self.platform(available),
+        })
+    }
+
     async fn config(&self, blob: &Blob) -> Result<Described, ImageError> {
         let mut download = Download::new(&self.puller.registries, &self.image, blob);
         let mut bytes = Vec::new();
         while let Some(chunk) = download.next().await? {
             bytes.extend_from_slice(&chunk);
         }
-        manifest::read_config(&bytes, &self.puller.config.platform).map_err(|error| match error {
-            BadConfig::Broken(reason) => self.bad(reason),
-            BadConfig::Platform(available) => self.platform(available),
-        })
+        self.described(&bytes)
     }
 
     /// Gives every layer its name. One that comes twice needs two trees, and so two names: an
     /// overlay takes no directory twice.
-    fn wanted(&self, layers: &[Blob], diff_ids: &[String]) -> Result<Vec<Wanted>, ImageError> {
+    fn wanted(&self, layers: Vec<Source>, diff_ids: &[String]) -> Result<Vec<Wanted>, ImageError> {
         if layers.len() != diff_ids.len() {
             let reason =
                 format!("it has {} layers, but its config speaks of {}", layers.len(), diff_ids.len());
             return Err(self.bad(reason));
         }
         let mut seen: HashMap<&str, usize> = HashMap::new();
-        let wanted = layers.iter().zip(diff_ids).enumerate().map(|(at, (blob, diff_id))| {
+        let wanted = layers.into_iter().zip(diff_ids).enumerate().map(|(at, (source, diff_id))| {
             let copy = seen.entry(diff_id).and_modify(|copy| *copy += 1).or_default();
             let hex = digest::hex_of(diff_id).expect("the config was checked");
             let name = if *copy == 0 { hex.to_owned() } else { format!("{hex}-{copy}") };
-            Wanted { at, name, diff_id: diff_id.clone(), source: Source::Registry(blob.clone()) }
+            Wanted { at, name, diff_id: diff_id.clone(), source }
         });
         Ok(wanted.collect())
     }
@@ -326,7 +357,7 @@ impl Pull {
         ImageError::TooLarge { reference: self.name(), what: what.into(), limit }
     }
 
-    fn platform(&self, available: String) -> ImageError {
+    pub(crate) fn platform(&self, available: String) -> ImageError {
         ImageError::Platform {
             reference: self.name(),
             wanted: self.puller.config.platform.to_string(),

@@ -205,6 +205,11 @@ impl Shelf {
         }
     }
 
+    /// Whether an image is here that has not come from a registry.
+    pub(crate) fn was_loaded(&self, reference: &str) -> bool {
+        self.lock().images.get(reference).is_some_and(|image| image.resolved_at.is_none())
+    }
+
     /// Whether a layer is here already.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.lock().layers.get(name).is_some_and(|layer| !is_unusable(layer))

@@ -3,6 +3,7 @@
 //! and it expects to run in a jail as a single thread.
 
 mod archive;
+mod contents;
 mod error;
 mod header;
 mod job;
@@ -19,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+pub use contents::{Content, Member, members, plain};
 pub use error::UnpackError;
 pub use job::{Compression, DirMeta, Job, Limits, Report, read_result};
 pub use layer::layer;

@@ -27,7 +27,15 @@ pub(crate) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     pub(crate) fn new(input: impl Read + 'a, job: &Job) -> Result<Self, UnpackError> {
-        let hash = Hash::for_digest(&job.diff_id)?;
+        Self::with(input, Hash::for_digest(&job.diff_id)?, &job.limits)
+    }
+
+    /// One whose bytes nobody has promised to be certain ones.
+    pub(crate) fn unhashed(input: impl Read + 'a, limits: &Limits) -> Result<Self, UnpackError> {
+        Self::with(input, Hash::Nothing, limits)
+    }
+
+    fn with(input: impl Read + 'a, hash: Hash, limits: &Limits) -> Result<Self, UnpackError> {
         let compressed = Rc::new(Cell::new(0));
         let counted = Counted { inner: input, bytes: Rc::clone(&compressed) };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, Sniffed::new(counted).map_err(from_read)?);
@@ -37,7 +45,7 @@ impl<'a> Stream<'a> {
             Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
             Compression::Zstd => Box::new(zstd(input).map_err(from_read)?),
         };
-        Ok(Self { inner, compression, compressed, hash, bytes: 0, limits: job.limits.clone() })
+        Ok(Self { inner, compression, compressed, hash, bytes: 0, limits: limits.clone() })
     }
 
     pub(crate) fn compression(&self) -> Compression {
@@ -148,6 +156,7 @@ impl<R: Read> Read for Counted<R> {
 }
 
 enum Hash {
+    Nothing,
     Sha256(Sha256),
     Sha512(Sha512),
 }
@@ -165,6 +174,7 @@ impl Hash {
 
     fn update(&mut self, bytes: &[u8]) {
         match self {
+            Self::Nothing => {}
             Self::Sha256(hash) => hash.update(bytes),
             Self::Sha512(hash) => hash.update(bytes),
         }
@@ -172,6 +182,7 @@ impl Hash {
 
     fn finish(self) -> String {
         match self {
+            Self::Nothing => String::new(),
             Self::Sha256(hash) => format!("sha256:{}", hex(&hash.finalize())),
             Self::Sha512(hash) => format!("sha512:{}", hex(&hash.finalize())),
         }
