@@ -1,15 +1,20 @@
 # Two static binaries in an otherwise empty image:
 #   docker build -t sandglass .
-#   docker run --cap-add SYS_ADMIN --security-opt seccomp=deploy/docker/seccomp.json \
+#   KEY=$(docker run --rm -v sandglass:/var/lib/sandglass sandglass key create me)
+#   docker run -d --cap-add SYS_ADMIN --security-opt seccomp=deploy/docker/seccomp.json \
 #     -p 127.0.0.1:8080:8080 -v sandglass:/var/lib/sandglass sandglass
 # It makes namespaces, mounts and cgroups, which CAP_SYS_ADMIN is for; it needs nothing else that containers
 # don't have, least of all --privileged. Under Docker's own seccomp profile it works as well, with one wall
-# weaker, which /info names. The data must be on a volume, since an overlay can't lie on another.
-# Inside the container it listens on every address, since the container's network is its own; publish the port
-# on loopback only, as above, because whoever reaches it can run code.
+# weaker, which /info names. Where AppArmor is on, its profile for containers forbids mounts: add
+# --security-opt apparmor=unconfined. The data must be on a volume, since an overlay can't lie on another.
+# Inside the container it listens on every address, since the container's network is its own: without a key it
+# refuses to start, because whoever reached it could run code.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
+# What `sandglass_build_info` says was built: --build-arg COMMIT=$(git rev-parse HEAD)
+ARG COMMIT=unknown
+ENV SANDGLASS_COMMIT=$COMMIT
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --release --locked --package sandglass --bins \
@@ -23,4 +28,4 @@ EXPOSE 8080
 VOLUME /var/lib/sandglass
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/sandglass"]
-CMD ["serve", "--listen=0.0.0.0:8080", "--allow-open-network"]
+CMD ["serve", "--listen=0.0.0.0:8080"]

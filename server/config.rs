@@ -43,6 +43,8 @@ macro_rules! config {
 config! {
     /// Where to listen: an address with a port (0 picks a free one), or `unix:/path`
     listen: String = "127.0.0.1:8080".into();
+    /// Where to serve `/metrics` apart, to whoever reaches that address, such as 127.0.0.1:9090; empty: not apart
+    metrics_listen: String = String::new();
     /// Where images are kept
     data_dir: PathBuf = default_data_dir();
     /// The program that starts sandboxes
@@ -172,6 +174,7 @@ impl Config {
             self.limits.cpus,
             self.limits.memory_bytes
         );
+        self.metrics_at()?;
         for (name, number) in [
             ("slots", self.slots),
             ("kept_runs", self.kept_runs),
@@ -216,6 +219,17 @@ impl Config {
         })?;
         self.may_listen_on(address)?;
         Ok(Listen::Tcp(address))
+    }
+
+    /// Where `/metrics` is served apart. Nobody can run code there, so any address will do.
+    pub fn metrics_at(&self) -> anyhow::Result<Option<SocketAddr>> {
+        if self.metrics_listen.is_empty() {
+            return Ok(None);
+        }
+        let address = self.metrics_listen.parse().with_context(|| {
+            format!("metrics_listen is {:?}; it must be like 127.0.0.1:9090", self.metrics_listen)
+        })?;
+        Ok(Some(address))
     }
 
     /// Whether anything keeps strangers from running code if the server listens there.

@@ -54,6 +54,7 @@ pub async fn serve(
     canary: Canary,
 ) -> anyhow::Result<End> {
     let address = listener.address()?;
+    let apart = config.metrics_at()?.map(Listener::bind).transpose()?;
     let app = assemble(config, launcher, hello, docker, canary).await?;
     let handed_over = listener.handed_over;
     let bounds = Bounds {
@@ -68,6 +69,11 @@ pub async fn serve(
     let mut serving = Serving { closing, task };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
     eprintln!("listening on {address}");
+    let watched = CancellationToken::new();
+    if let Some(apart) = apart {
+        eprintln!("metrics on {}", apart.address()?);
+        tokio::spawn(serve::serve(apart, router::watching(&app), bounds, watched.clone()));
+    }
     let ahead = tokio::spawn(ahead::pull(app.images.clone(), app.config.images.ahead.clone()));
     notify::ready();
 
@@ -91,6 +97,7 @@ pub async fn serve(
     }
     ahead.abort();
     serving.task.await.context("serve")??;
+    watched.cancel();
     app.images.close().await;
     app.ledger.write().await;
     tracing::info!("stopped");

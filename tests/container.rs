@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use support::{Docker, Registry, Service, Value, json, within};
+use support::{Docker, Registry, Request, Service, Value, json, within};
 
 const SYS_ADMIN: &[&str] = &["--cap-add=SYS_ADMIN"];
 
@@ -103,4 +103,25 @@ fn without_the_capability_it_says_how_to_get_it() {
         assert_eq!(refused.code(), Some(1), "{said}");
         assert!(said.contains("--cap-add SYS_ADMIN"), "{said}");
     }
+}
+
+/// The quick start: a container listens on all addresses, so the key comes first.
+#[test]
+fn a_container_that_others_reach_wants_a_key_before_it_starts() {
+    let docker = Docker::start();
+    let (volume, data) = ("--volume=quick:/data", "--data-dir=/data");
+    let serve = ["serve", "--listen=0.0.0.0:0", "--allow-host-image", data];
+    let options = ["--cap-add=SYS_ADMIN", volume];
+    let refused = docker.sandglass(&options, &serve);
+    assert!(refused.stderr_text().contains("sandglass key create"), "{}", refused.stderr_text());
+    let created = docker.sandglass(&[volume], &["key", "create", "me", data]);
+    assert_eq!(created.code(), Some(0), "{}", created.stderr_text());
+    let container = docker.serve_as(&options, &serve);
+    let ask = || {
+        Request::new(container.address(), "POST", "/runs")
+            .json(&json!({ "image": "nope:1", "pull": "never" }))
+    };
+    assert_eq!(ask().send().status, 401);
+    ask().key(created.stdout_text().trim()).send().problem(422, "image-not-present");
+    assert_eq!(container.stop(), Some(0));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use support::{Daemon, Finished, Registry, Value, json, tool, until};
+use support::{Daemon, Finished, Registry, Request, Value, json, tool, until};
 
 fn sh(script: &str) -> Value {
     json!({ "image": "host", "cmd": "sh", "args": ["-c", script] })
@@ -207,6 +207,25 @@ fn what_is_too_large_is_counted() {
     let refused = daemon.request("POST", "/runs").json(&sh(&"x".repeat(2000))).send();
     assert_eq!(refused.status, 413);
     assert_eq!(daemon.metric("sandglass_rejected_total{reason=\"too_large\"}"), 1.0);
+}
+
+#[test]
+fn metrics_that_are_served_apart_need_no_key_and_nothing_else_is_there() {
+    let builder = Daemon::builder().host_image().flag("--metrics-listen", "127.0.0.1:0");
+    builder.key(&["alice"]);
+    let mut daemon = builder.start();
+    assert_eq!(daemon.get("/metrics").status, 401);
+    let within = std::time::Duration::from_secs(10);
+    let address = daemon.process().wait_for_line("where its metrics are", within, |line| {
+        line.strip_prefix("metrics on http://")?.parse().ok()
+    });
+    let ask = |method: &str, path: &str| Request::new(address, method, path).send();
+    assert!(ask("GET", "/metrics").text().contains("sandglass_build_info{"));
+    for path in ["/runs", "/info", "/images", "/principals"] {
+        assert_eq!(ask("GET", path).status, 404, "{path}");
+    }
+    assert_eq!(ask("POST", "/runs").status, 404);
+    assert!(daemon.stop().success());
 }
 
 #[test]

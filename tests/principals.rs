@@ -306,3 +306,26 @@ fn without_keys_a_server_is_for_this_machine_only() {
 fn serde_json_from(text: &str) -> Value {
     text.parse().expect("JSON")
 }
+
+/// As a Secret brings keys to every machine.
+#[test]
+fn keys_of_another_machine_are_taken_over_and_what_it_takes_back_is_taken_back() {
+    let (there, here) = (Daemon::builder(), Daemon::builder().host_image());
+    let (alice, bob) = (there.key(&["alice"]), here.key(&["bob"]));
+    let file = there.data_dir().join("keys/keys.json").display().to_string();
+    let import = || {
+        let done = here.key_command(&["import", &file]);
+        assert!(done.status.success(), "{}", done.stderr_text());
+    };
+    import();
+    let daemon = here.clone().start();
+    for key in [&alice, &bob] {
+        assert_eq!(post(&daemon, key, &sh("echo in")).expect(200)["stdout"], "in\n");
+    }
+    assert!(there.key_command(&["revoke", &alice]).status.success());
+    import();
+    until("the key is taken back", || post(&daemon, &alice, &sh("true")).status == 401);
+    assert_eq!(post(&daemon, &bob, &sh("true")).status, 200);
+    let none = here.key_command(&["import", "/nothing"]);
+    assert!(!none.status.success() && none.stderr_text().contains("/nothing"), "{}", none.stderr_text());
+}

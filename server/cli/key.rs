@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
@@ -29,6 +30,16 @@ enum Command {
     List(List),
     /// Take a key back
     Revoke(Revoke),
+    /// Take over the keys of another `keys.json`, such as one that a Secret brings
+    Import(Import),
+}
+
+#[derive(Debug, clap::Args)]
+struct Import {
+    /// A file that `sandglass key create` has written on some machine; it holds hashes only
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigFlags<false>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +98,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Create(create) => create.make()?,
         Command::List(list) => list.show()?,
         Command::Revoke(revoke) => revoke.revoke()?,
+        Command::Import(import) => import.take_over()?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -185,6 +197,22 @@ fn pattern(text: &str) -> anyhow::Result<ImagePattern> {
     let names_a_version = text.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
     let bare = if names_a_version { &full } else { full.trim_end_matches(":latest") };
     Ok(ImagePattern(bare.to_owned()))
+}
+
+impl Import {
+    /// What the file says of a key is what holds: also that it was taken back. Other keys stay.
+    fn take_over(&self) -> anyhow::Result<()> {
+        let data_dir = self.config.load()?.data_dir;
+        let given = KeyFile::read(&self.file)?.with_context(|| format!("no file {}", self.file.display()))?;
+        let count = given.keys.len();
+        KeyFile::change(&data_dir, |file| {
+            file.keys.retain(|key| !given.keys.iter().any(|other| other.id == key.id));
+            file.keys.extend(given.keys);
+            Ok(())
+        })?;
+        eprintln!("{count} keys taken over from {}", self.file.display());
+        Ok(())
+    }
 }
 
 impl List {

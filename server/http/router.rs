@@ -42,3 +42,8 @@ pub fn service(app: &Arc<App>) -> Router {
         .with_state(Arc::clone(app));
     layers::apply(router, app)
 }
+
+/// What is served apart with `metrics_listen`: nothing that could change anything, so no layer asks who it is.
+pub fn watching(app: &Arc<App>) -> Router {
+    Router::new().route("/metrics", get(health::metrics)).with_state(Arc::clone(app))
+}

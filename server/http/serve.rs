@@ -2,6 +2,7 @@
 //! that a client may take to say what it wants.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -58,6 +59,11 @@ impl Listener {
             }
             None => Ok(Self { socket: Socket::bind(&config.listen_at()?)?, handed_over: false }),
         }
+    }
+
+    /// A socket of our own at this address.
+    pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        Ok(Self { socket: Socket::bind(&Listen::Tcp(address))?, handed_over: false })
     }
 
     /// The address that was actually bound, in the form that clients use.

@@ -1,6 +1,7 @@
 //! What is shipped for operators, checked by the tools that read it: Prometheus, systemd, Docker's compose,
 //! Kubernetes' schemas. Nothing of it is right because it looks right.
 
+mod containers;
 mod dashboard;
 mod docs;
 mod rules;

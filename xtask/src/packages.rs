@@ -29,6 +29,8 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 ];
 
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
+const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.19.0";
 
 /// Installs what its arguments name. Debian asks `policy-rc.d` whether a package may start its
 /// service: one that did would hold a port and outlive the tests. The file goes away however this
@@ -74,20 +76,59 @@ fn installed() -> Result<HashSet<String>> {
     Ok(list.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect())
 }
 
-/// The property-based tester of OpenAPI documents, in a virtual environment of its own.
+/// The property-based tester of OpenAPI documents and the checker of Kubernetes' manifests, in a virtual
+/// environment of their own.
 pub(crate) fn schemathesis() -> Result<PathBuf> {
     let venv = cargo::target().join("venv");
     let program = venv.join("bin/schemathesis");
     let stamp = venv.join("installed");
     let place = venv.display().to_string();
     // Its programs know where they are: moved elsewhere they don't start.
-    let installed = format!("{SCHEMATHESIS} in {place}");
+    let installed = format!("{SCHEMATHESIS} and {KUBERNETES_VALIDATE} in {place}");
     if std::fs::read_to_string(&stamp).is_ok_and(|text| text == installed) {
         return Ok(program);
     }
     cargo::call("/usr/bin/python3", &["-m", "venv", "--clear", &place])?;
     let pip = venv.join("bin/pip").display().to_string();
-    cargo::call(&pip, &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS])?;
+    cargo::call(
+        &pip,
+        &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS, KUBERNETES_VALIDATE],
+    )?;
     std::fs::write(&stamp, installed).context("remember what was installed")?;
     Ok(program)
+}
+
+/// Helm, of which neither Debian nor PyPI has a package: built where there is a Go that can (1.24 or
+/// newer, which Debian 12's is not). Without it the chart's test says that it was skipped.
+pub(crate) fn helm() -> Result<()> {
+    let program = cargo::target().join("tools/helm");
+    let version = Command::new("go").args(["env", "GOVERSION"]).output();
+    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    if program.is_file() || !version.is_ok_and(|version| can_build_helm(&version)) {
+        return Ok(());
+    }
+    let folder = cargo::target().join("tools");
+    eprintln!("$ go install {HELM}");
+    let status = Command::new("go").args(["install", HELM]).env("GOBIN", &folder).status();
+    anyhow::ensure!(status.context("start go")?.success(), "could not build helm");
+    Ok(())
+}
+
+/// `go1.26.8`
+fn can_build_helm(version: &str) -> bool {
+    let mut numbers = version.trim_start_matches("go").split('.').map(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().flatten(), numbers.next().flatten());
+    version >= (Some(1), Some(24))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_go_is_told_from_a_new_one() {
+        for (version, can) in [("go1.26.8", true), ("go1.24", true), ("go1.19.8", false), ("", false)] {
+            assert_eq!(can_build_helm(version), can, "{version}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     );
     packages::install(packages::FOR_TESTS)?;
     let schemathesis = packages::schemathesis()?;
+    packages::helm()?;
     cargo::run(&["run", "--quiet", "--package", "sandglass-test-support", "--bin", "test-images"], &[])?;
 
     let skips = cargo::target().join("skipped-tests");

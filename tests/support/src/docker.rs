@@ -93,6 +93,12 @@ impl Docker {
         Service::wait_for(Process::start("docker run", command))
     }
 
+    /// `sandglass WORDS…` in a container that is started with these options, once it listens.
+    #[track_caller]
+    pub fn serve_as(&self, options: &[&str], words: &[&str]) -> Service {
+        Service::wait_for(Process::start("docker run", self.run(options, words)))
+    }
+
     /// What of its containers is left on the host: their cgroups, by path.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let below =

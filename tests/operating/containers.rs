@@ -1,0 +1,129 @@
+//! Compose files and the Helm chart, read by the tools that they are for.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Finished, Folder, Value, skip, target, tool};
+
+use crate::{file, text};
+
+/// Tools that come from elsewhere than Debian; `cargo xtask test` puts them there.
+fn from_elsewhere(path: &str) -> Option<PathBuf> {
+    let program = target().join(path);
+    program.is_file().then_some(program)
+}
+
+#[test]
+fn compose_takes_the_file_and_everything_that_it_mounts_is_there() {
+    let folder = file("deploy/compose");
+    let mut command = Command::new(tool("docker-compose"));
+    let done = Finished::of(command.args(["-f", "compose.yml", "config"]).current_dir(&folder));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr_text());
+    let source = text("deploy/compose/compose.yml");
+    let mounted = source.lines().filter_map(|line| {
+        let line = line.trim().trim_start_matches("- ");
+        let path = line.strip_prefix("seccomp:").or_else(|| line.strip_suffix(":ro")?.split(':').next())?;
+        path.starts_with('.').then(|| path.to_owned())
+    });
+    let mounted: Vec<_> = mounted.collect();
+    assert!(mounted.len() >= 6, "{mounted:?}");
+    for path in mounted {
+        assert!(folder.join(&path).exists(), "compose.yml mounts {path}");
+    }
+    assert!(!source.contains("privileged:"), "never privileged");
+    for line in source.lines().filter(|line| line.trim().starts_with("ports:")) {
+        assert!(line.contains("127.0.0.1:"), "published beyond this machine: {line}");
+    }
+}
+
+/// The same rules and jobs as elsewhere, with other names for the targets.
+#[test]
+fn what_prometheus_reads_in_compose_is_what_it_reads_elsewhere() {
+    let here = text("deploy/compose/prometheus.yml");
+    let there = text("deploy/prometheus/prometheus.yml");
+    let kept = |text: &str| {
+        let wanted = |line: &&str| !line.trim_start().starts_with('#') && !line.contains("targets:");
+        text.lines().filter(wanted).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&here), kept(&there));
+    let folder = Folder::new();
+    std::fs::copy(file("deploy/compose/prometheus.yml"), folder.join("prometheus.yml")).expect("copy");
+    for name in ["recording.yml", "alerts.yml"] {
+        std::fs::copy(file("deploy/prometheus").join(name), folder.join(name)).expect("copy");
+    }
+    let mut command = Command::new(tool("promtool"));
+    let done = Finished::of(command.args(["check", "config", "prometheus.yml"]).current_dir(folder.path()));
+    assert_eq!(done.code(), Some(0), "{}", done.stderr_text());
+}
+
+fn render(helm: &Path, values: &[&str]) -> Finished {
+    let mut command = Command::new(helm);
+    command.args(["template", "sandglass"]).arg(file("deploy/k8s/sandglass"));
+    command.args(["--namespace=sandglass", "--kube-version=1.34.0"]);
+    values.iter().for_each(|value| drop(command.arg(format!("--set={value}"))));
+    Finished::of(&mut command)
+}
+
+/// Manifests as JSON, one for each document.
+fn documents(validate: &Path, yaml: &str) -> Vec<Value> {
+    let python = validate.parent().expect("a program is in a folder").join("python3");
+    let script = "import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(sys.stdin) if d]))";
+    let done = Finished::with_input(Command::new(python).args(["-c", script]), yaml.as_bytes());
+    assert_eq!(done.code(), Some(0), "{}", done.stderr_text());
+    serde_json::from_slice(&done.stdout).expect("JSON")
+}
+
+#[test]
+fn the_chart_renders_what_kubernetes_schemas_accept_with_no_more_privilege_than_is_needed() {
+    let (Some(helm), Some(validate)) =
+        (from_elsewhere("tools/helm"), from_elsewhere("venv/bin/kubernetes-validate"))
+    else {
+        return skip("helm (built with Go 1.24 or newer) and kubernetes-validate are not there");
+    };
+    let lint = Finished::of(Command::new(&helm).arg("lint").arg(file("deploy/k8s/sandglass")));
+    assert_eq!(lint.code(), Some(0), "{}", lint.stdout_text());
+    let folder = Folder::new();
+    for (kind, values) in
+        [("Deployment", &[][..]), ("DaemonSet", &["kind=DaemonSet", "data.hostPath=", "seccompProfile="])]
+    {
+        let rendered = render(&helm, values);
+        assert_eq!(rendered.code(), Some(0), "{}", rendered.stderr_text());
+        let path = folder.join("rendered.yaml");
+        std::fs::write(&path, &rendered.stdout).expect("write what was rendered");
+        let mut command = Command::new(&validate);
+        let done = Finished::of(command.args(["--strict", "-k", "1.34.0"]).arg(&path));
+        assert_eq!(done.code(), Some(0), "{}{}", done.stdout_text(), done.stderr_text());
+        let documents = documents(&validate, &rendered.stdout_text());
+        let workload = documents.iter().find(|document| document["kind"] == kind).expect("a workload");
+        let pod = &workload["spec"]["template"]["spec"];
+        let security = &pod["containers"][0]["securityContext"];
+        assert_eq!(security["capabilities"], support::json!({ "add": ["SYS_ADMIN"] }));
+        assert_eq!(security["privileged"], false);
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        // As long as runs may take, what preStop takes, and the last answers.
+        assert!(pod["terminationGracePeriodSeconds"].as_u64() >= Some(30 + 5 + 5));
+        for kind in ["NetworkPolicy", "PodDisruptionBudget", "Service", "ConfigMap"] {
+            assert!(documents.iter().any(|document| document["kind"] == kind), "no {kind}");
+        }
+    }
+    let monitored = render(&helm, &["podMonitor.enabled=true"]).stdout_text();
+    assert!(monitored.contains("kind: PodMonitor"));
+    let wrong = render(&helm, &["kind=StatefulSet"]);
+    assert!(wrong.stderr_text().contains("kind must be Deployment or DaemonSet"), "{}", wrong.stderr_text());
+}
+
+/// What the quick start says is what the image does.
+#[test]
+fn the_image_starts_as_its_tests_start_it() {
+    let dockerfile = text("Dockerfile");
+    for line in [
+        "FROM scratch",
+        "ENTRYPOINT [\"/usr/local/bin/sandglass\"]",
+        "CMD [\"serve\", \"--listen=0.0.0.0:8080\"]",
+        "VOLUME /var/lib/sandglass",
+        "STOPSIGNAL SIGTERM",
+    ] {
+        assert!(dockerfile.lines().any(|found| found == line), "no line {line}");
+    }
+    assert!(!dockerfile.contains("privileged ") && !dockerfile.contains("--allow-open-network"));
+}
