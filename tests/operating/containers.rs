@@ -60,7 +60,7 @@ fn render(helm: &Path, values: &[&str]) -> Finished {
     let mut command = Command::new(helm);
     command.args(["template", "sandglass"]).arg(file("deploy/k8s/sandglass"));
     command.args(["--namespace=sandglass", "--kube-version=1.34.0"]);
-    values.iter().for_each(|value| drop(command.arg(format!("--set={value}"))));
+    command.args(values.iter().map(|value| format!("--set={value}")));
     Finished::of(&mut command)
 }
 
