@@ -55,6 +55,8 @@ config! {
     user: String = "sandglass".into();
     /// How many runs go at once
     slots: usize = std::thread::available_parallelism().map_or(1, usize::from);
+    /// How many sandboxes are prepared ahead of need at most, as runs ask for them; 0: none
+    prepared_max: usize = 2 + 2 * std::thread::available_parallelism().map_or(1, usize::from);
     /// How many runs of one principal may wait for a slot
     queue_capacity: usize = 1024;
     /// How many processors all runs together may ask for; 0: the machine's, or what `slots` runs get by default
@@ -183,6 +185,11 @@ impl Config {
         ] {
             ensure!(number > 0, "{name} must be more than 0");
         }
+        ensure!(
+            self.prepared_max <= 10_000,
+            "prepared_max is {}; it must be at most 10000",
+            self.prepared_max
+        );
         ensure!(self.slots <= 100_000, "slots is {}; it must be at most 100000", self.slots);
         ensure!(
             self.body_bytes_max <= self.bodies_bytes_max && self.bodies_bytes_max <= u32::MAX as usize,

@@ -59,8 +59,11 @@ impl LayerStore for LauncherLayers {
 
     fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
         Box::pin(async move {
+            self.launcher.note_removal();
             let control = Control::new(self.request(|launcher| launcher.remove(layer)).await?)?;
-            match control.next().await? {
+            let event = control.next().await;
+            self.launcher.note_removal();
+            match event? {
                 Event::Removed => Ok(Box::pin(deleted(control)) as Deleting),
                 other => Err(unexpected(&other)),
             }

@@ -135,8 +135,8 @@ async fn assemble(
     };
     let (groups, mounts) = (Groups::of_launcher(launcher.pid()), Mounts::of_launcher(launcher.pid()));
     telemetry.orphans_reaped(hello.orphans);
-    let launcher: Arc<dyn engine::Launcher> =
-        Arc::new(SandboxLauncher::new(launcher).context("use the launcher")?);
+    let launcher = SandboxLauncher::with_pool(launcher, config.prepared_max, config.limits.clone());
+    let launcher: Arc<dyn engine::Launcher> = Arc::new(launcher.context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
     watch_keys(&keys, &ledger);
     let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);

@@ -71,6 +71,8 @@ pub struct Telemetry {
     sandboxes: IntGaugeVec,
     cgroups_live: IntGauge,
     mounts_live: IntGauge,
+    pool_hits: IntCounter,
+    pool_misses: IntCounter,
     orphans_reaped: IntCounter,
     ready: IntGauge,
     disk: DiskGauges,
@@ -226,6 +228,9 @@ impl Telemetry {
                 "mounts_live",
                 "Mounts of the launcher beyond those that it started with; runs leave none there",
             ),
+            pool_hits: make.counter("sandbox_pool_hits_total", "Runs that found a sandbox prepared"),
+            pool_misses: make
+                .counter("sandbox_pool_misses_total", "Runs whose sandbox had to be made while they waited"),
             orphans_reaped: make.counter(
                 "orphans_reaped_total",
                 "Runs of servers that died, found and removed at this start",
@@ -369,8 +374,15 @@ impl Telemetry {
         for (state, number) in slots {
             self.slots.with_label_values(&[state]).set(number as i64);
         }
-        for (state, number) in [("running", counts.running), ("ending", counts.ending)] {
+        for (state, number) in
+            [("prepared", counts.pool.prepared), ("running", counts.running), ("ending", counts.ending)]
+        {
             self.sandboxes.with_label_values(&[state]).set(number as i64);
+        }
+        // The pool keeps its own count, in one place with what it decides.
+        for (counter, count) in [(&self.pool_hits, counts.pool.hits), (&self.pool_misses, counts.pool.misses)]
+        {
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
         self.queue_depth.set(counts.queued as i64);
         self.queue_oldest_age.set(counts.oldest_wait.as_secs_f64());

@@ -19,7 +19,7 @@ use crate::live::{Live, RunHandle};
 use crate::observer::{Observer, Rejection};
 use crate::store::{FinishedRuns, Keep};
 use crate::watcher::Watcher;
-use crate::{Context, Images, Launcher, Leases};
+use crate::{Context, Images, Launcher, Leases, PoolCounts};
 use sandbox::protocol::Event;
 
 /// How long a slot waits for the traces of its run to go.
@@ -76,6 +76,8 @@ pub struct Counts {
     pub running: usize,
     /// Sandboxes whose run has ended and whose traces are being removed.
     pub ending: usize,
+    /// Sandboxes that wait for a run.
+    pub pool: PoolCounts,
 }
 
 /// Cheap to clone; all clones are the same engine.
@@ -257,6 +259,7 @@ impl Engine {
 
     pub fn counts(&self) -> Counts {
         let occupancy = self.inner.admission.occupancy();
+        let pool = self.inner.launcher.pool();
         let runs = self.inner.runs();
         Counts {
             slots: self.inner.config.slots,
@@ -266,6 +269,7 @@ impl Engine {
             oldest_wait: occupancy.oldest.unwrap_or_default(),
             running: runs.running,
             ending: runs.ending,
+            pool,
         }
     }
 
@@ -454,6 +458,7 @@ async fn tear_down(inner: &Inner, live: &Live, control: Option<Box<dyn Control>>
     let clean = gone.await.unwrap_or(false);
     let took = began.elapsed();
     inner.runs().ending -= 1;
+    inner.launcher.refill();
     inner.observer.torn_down(took, clean);
     remember_teardown(inner, live.id, took);
     drop(slot);

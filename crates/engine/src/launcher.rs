@@ -3,16 +3,18 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::future::BoxFuture;
 use nix::fcntl::OFlag;
-use run::KilledFor;
+use run::{KilledFor, Limits};
 use sandbox::client;
-use sandbox::protocol::{Event, LaunchSpec, Order};
+use sandbox::protocol::{Event, LaunchSpec, Order, Outline};
 use tokio::io::{AsyncRead, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+
+use crate::pool::{Pool, PoolCounts};
 
 /// What a run needs beside its spec.
 #[derive(Debug)]
@@ -57,32 +59,73 @@ pub trait Launcher: Send + Sync + 'static {
 
     /// Ends when the launcher is dead, and with it every run.
     fn lost(&self) -> BoxFuture<'_, ()>;
+
+    /// Makes up for a sandbox that was used, now that this is in nobody's way. Never blocks.
+    fn refill(&self) {}
+
+    fn pool(&self) -> PoolCounts {
+        PoolCounts::default()
+    }
 }
 
-/// The launcher process.
+/// The launcher process, with some sandboxes that it has prepared.
 #[derive(Debug)]
 pub struct SandboxLauncher {
+    /// Before the client, which waits at its end until the launcher's last child is gone.
+    pool: Mutex<Pool<OwnedFd>>,
     client: Arc<client::Launcher>,
     /// For waiting: the client's own socket, under another number.
     socket: UnixStream,
+    /// What is prepared while nobody knows what will come.
+    blank: Outline,
 }
 
 impl SandboxLauncher {
-    /// Must be called inside the runtime.
+    /// One that prepares nothing ahead. Must be called inside the runtime.
     pub fn new(client: Arc<client::Launcher>) -> io::Result<Self> {
-        let socket = watched(client.socket().try_clone_to_owned()?)?;
-        Ok(Self { client, socket })
+        Self::with_pool(client, 0, Limits::default())
     }
 
-    async fn send(&self, launch: &Launch, out: BorrowedFd<'_>, err: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let files: Vec<BorrowedFd<'_>> = launch.files.iter().map(AsFd::as_fd).collect();
-        let request = || self.client.run(&launch.spec, [launch.stdin.as_fd(), out, err], &files);
+    /// One that prepares at most `max` sandboxes ahead; `limits` are those that most runs have.
+    pub fn with_pool(client: Arc<client::Launcher>, max: usize, limits: Limits) -> io::Result<Self> {
+        let socket = watched(client.socket().try_clone_to_owned()?)?;
+        let blank = Outline::blank(limits);
+        let launcher = Self { pool: Mutex::new(Pool::new(max)), client, socket, blank };
+        launcher.refill();
+        Ok(launcher)
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool<OwnedFd>> {
+        // Nothing that holds this lock can panic half way.
+        let mut pool = self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pool.heed_removals(self.client.removals());
+        pool
+    }
+
+    /// The control socket of a sandbox that may have this run: a prepared one, or else a new one.
+    async fn sandbox(&self, spec: &LaunchSpec) -> io::Result<OwnedFd> {
+        let taken = self.pool().take(spec, is_alive);
+        if let Some(control) = taken {
+            return Ok(control);
+        }
+        let outline = Outline::of(spec);
+        let request = || self.client.prepare(&outline);
         // Mostly there is room, and then nothing has to be waited for.
         match request() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result,
         }
         self.socket.async_io(Interest::WRITABLE, request).await
+    }
+}
+
+/// A keeper that could not prepare its sandbox, or was ended, has closed its end; one that has not says
+/// at most that it is ready.
+fn is_alive(control: &OwnedFd) -> bool {
+    match client::receive(control.as_fd()) {
+        Ok(Some(Event::Prepared)) => true,
+        Ok(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     }
 }
 
@@ -95,7 +138,10 @@ impl Launcher for SandboxLauncher {
             };
             let (stdout, out) = output_pipe().map_err(broken)?;
             let (stderr, err) = output_pipe().map_err(broken)?;
-            let control = self.send(&launch, out.as_fd(), err.as_fd()).await.map_err(broken)?;
+            let control = self.sandbox(&launch.spec).await.map_err(broken)?;
+            let files: Vec<BorrowedFd<'_>> = launch.files.iter().map(AsFd::as_fd).collect();
+            let stdio = [launch.stdin.as_fd(), out.as_fd(), err.as_fd()];
+            client::run(control.as_fd(), &launch.spec, stdio, &files).map_err(broken)?;
             let control = Keeper { socket: watched(control).map_err(broken)? };
             Ok(Launched { control: Box::new(control), stdout: Box::new(stdout), stderr: Box::new(stderr) })
         })
@@ -106,6 +152,19 @@ impl Launcher for SandboxLauncher {
             // After its hello the launcher never writes: readable means closed.
             let _ = self.socket.readable().await;
         })
+    }
+
+    fn refill(&self) {
+        let mut pool = self.pool();
+        while let Some(outline) = pool.missing(&self.blank) {
+            // A launcher that is too busy to be asked has better things to do than to prepare.
+            let Ok(control) = self.client.prepare(&outline) else { return };
+            pool.add(outline, control);
+        }
+    }
+
+    fn pool(&self) -> PoolCounts {
+        self.pool().counts()
     }
 }
 
@@ -127,7 +186,16 @@ struct Keeper {
 
 impl Control for Keeper {
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Event>>> {
-        Box::pin(self.socket.async_io(Interest::READABLE, || client::receive(self.socket.as_fd())))
+        Box::pin(async {
+            loop {
+                let hear = || client::receive(self.socket.as_fd());
+                match self.socket.async_io(Interest::READABLE, hear).await {
+                    // Told too late to matter: the run didn't wait for it.
+                    Ok(Some(Event::Prepared)) => {}
+                    event => return event,
+                }
+            }
+        })
     }
 
     fn kill(&mut self, reason: KilledFor) {

@@ -19,6 +19,7 @@ pub mod files;
 mod images;
 mod launcher;
 mod observer;
+mod pool;
 
 pub use admission::Budget;
 pub use engine::{Config, Counts, Engine, SubmitError};
@@ -29,4 +30,5 @@ pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLaun
 pub use live::{CancelOnDrop, RunHandle};
 pub use observer::{NoObserver, Observer, Rejection, Startup};
 pub use output::Kept;
+pub use pool::PoolCounts;
 pub use watcher::{Extent, Piece, Watcher};

@@ -2,13 +2,13 @@
 //! streams. The debugging tool and the unit under test are one.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use crate::keeper::{self, Job};
-use crate::protocol::Event;
+use crate::protocol::{Event, LaunchSpec, Outline};
 use crate::setup::{self, Options};
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork};
@@ -47,7 +47,7 @@ fn in_child(spec: &Path, layers: Option<&Path>, state: &Path) -> u8 {
 
 fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failure> {
     let spec = std::fs::read(spec).at("read spec")?;
-    let spec = client::memfd("spec", &spec).at("hold spec")?;
+    let spec: LaunchSpec = serde_json::from_slice(&spec).map_err(io::Error::from).at("read spec")?;
     let options = Options {
         program: Path::new("/proc/self/exe").into(),
         layers: layers.map_or_else(|| state.join("layers"), Path::to_owned),
@@ -60,11 +60,13 @@ fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failu
     let (ground, hello, noted) = setup::set_up(&options)?;
     eprintln!("{}", serde_json::to_string(&hello).unwrap_or_default());
     let (ours, theirs) = packet::pair().at("make control socket")?;
-    let job = Job { arrived: Instant::now(), slot: 0, control: theirs, spec, stdio, files: Vec::new() };
+    client::run(ours.as_fd(), &spec, stdio.each_ref().map(AsFd::as_fd), &[]).at("send run")?;
+    drop(stdio);
+    let job = Job { slot: 0, control: theirs, outline: Outline::of(&spec) };
     let pid = match sys::fork().at("fork keeper")? {
         Fork::Child => {
             sys::close_in_child(ours.as_fd());
-            std::process::exit(keeper::main(&ground, job))
+            std::process::exit(keeper::main(&ground, &job))
         }
         Fork::Parent(pid) => pid,
     };
@@ -84,13 +86,13 @@ fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failu
     Ok(code)
 }
 
-fn own_stdio() -> std::io::Result<[OwnedFd; 3]> {
+fn own_stdio() -> io::Result<[OwnedFd; 3]> {
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     // The command must not share a terminal with us, so its input is empty unless it is redirected.
-    let stdin = if nix::unistd::isatty(std::io::stdin()).unwrap_or(false) {
+    let stdin = if nix::unistd::isatty(io::stdin()).unwrap_or(false) {
         File::open("/dev/null")?.into()
     } else {
-        own(std::io::stdin().as_fd())?
+        own(io::stdin().as_fd())?
     };
-    Ok([stdin, own(std::io::stdout().as_fd())?, own(std::io::stderr().as_fd())?])
+    Ok([stdin, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?])
 }

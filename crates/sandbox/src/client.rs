@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::libc;
@@ -14,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use run::SetupFailure;
 
-use crate::protocol::{Event, Hello, LaunchSpec, MAX_FILES, Order, Request};
+use crate::protocol::{Event, Hello, LaunchSpec, MAX_FILES, Order, Outline, Request};
 pub use crate::setup::Options;
 use crate::{packet, sys};
 
@@ -38,6 +39,7 @@ pub enum StartError {
 pub struct Launcher {
     socket: OwnedFd,
     child: Child,
+    removals: AtomicU64,
 }
 
 /// One layer on its way into the store.
@@ -73,7 +75,7 @@ impl Launcher {
         let hello = listen(ours.as_fd()).map_err(|source| StartError::Silent { source })?;
         let hello = hello.map_err(|source| StartError::Refused { source })?;
         set_nonblocking(ours.as_fd()).map_err(|source| StartError::Spawn { source })?;
-        Ok((Self { socket: ours, child }, hello))
+        Ok((Self { socket: ours, child, removals: AtomicU64::new(0) }, hello))
     }
 
     /// Readable only when the launcher is dead: after its hello it never says anything here.
@@ -85,21 +87,10 @@ impl Launcher {
         self.child.id()
     }
 
-    /// Starts a run; returns its control socket. `WouldBlock` means: wait until the socket is writable.
-    pub fn run(
-        &self,
-        spec: &LaunchSpec,
-        stdio: [BorrowedFd<'_>; 3],
-        files: &[BorrowedFd<'_>],
-    ) -> io::Result<OwnedFd> {
-        if files.len() > MAX_FILES {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one run"));
-        }
-        let spec = memfd("spec", &serde_json::to_vec(spec)?)?;
-        let mut fds = vec![spec.as_fd()];
-        fds.extend(stdio);
-        fds.extend(files);
-        self.request(&Request::Run, &fds)
+    /// Has a sandbox prepared; returns its control socket. `WouldBlock` means: wait until the launcher's
+    /// socket is writable.
+    pub fn prepare(&self, outline: &Outline) -> io::Result<OwnedFd> {
+        self.request(&Request::Prepare(Box::new(outline.clone())), &[])
     }
 
     pub fn unpack(&self, layer: &str, job: &str) -> io::Result<Unpacking> {
@@ -109,6 +100,17 @@ impl Launcher {
         let request = Request::Unpack { layer: layer.into(), job: job.into() };
         let control = self.request(&request, &[read.as_fd()])?;
         Ok(Unpacking { control, input: write })
+    }
+
+    /// How often layers were removed, or were about to be: a sandbox that was prepared before has layers
+    /// that may be gone.
+    pub fn removals(&self) -> u64 {
+        self.removals.load(Ordering::SeqCst)
+    }
+
+    /// To be said before a layer is removed, and again when it is gone.
+    pub fn note_removal(&self) {
+        self.removals.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn remove(&self, layer: &str) -> io::Result<OwnedFd> {
@@ -132,6 +134,23 @@ impl Drop for Launcher {
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         let _ = self.child.wait();
     }
+}
+
+/// Tells a sandbox what to run, whether it is ready for it by now or not.
+pub fn run(
+    control: BorrowedFd<'_>,
+    spec: &LaunchSpec,
+    stdio: [BorrowedFd<'_>; 3],
+    files: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    if files.len() > MAX_FILES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one run"));
+    }
+    let spec = memfd("spec", &serde_json::to_vec(spec)?)?;
+    let mut fds = vec![spec.as_fd()];
+    fds.extend(stdio);
+    fds.extend(files);
+    packet::send(control, &Order::Run, &fds)
 }
 
 /// The next event of a run; `None` when its keeper has closed the socket.

@@ -1,10 +1,10 @@
 //! The last steps before the user's program: what it inherits is decided here, and nothing else is
-//! left. Forked from init, it gives up every privilege in an order in which each step still can be
-//! taken, puts the filters on last, and executes.
+//! left. Forked from init ahead of need, it waits to be told what to become, lays the run's files, gives
+//! up every privilege in an order in which each step still can be taken, puts the filters on last, and
+//! executes.
 
 use std::ffi::{CStr, CString};
-use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use landlock::{
@@ -15,13 +15,16 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{AccessFlags, Gid, Uid, access, chdir, execve, getcwd, setresgid, setresuid, setsid};
+use nix::unistd::{
+    AccessFlags, Gid, Uid, access, chdir, execve, fchown, getcwd, setresgid, setresuid, setsid,
+};
 use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
+use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::LaunchSpec;
 use crate::step::{At, Failure};
-use crate::{seccomp, sys};
+use crate::{inside, packet, seccomp, sys};
 
 /// Where programs are looked for when neither image nor request says.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -41,11 +44,73 @@ pub(crate) struct Program<'a> {
     pub(crate) leaked: Option<BorrowedFd<'a>>,
 }
 
-/// What the child says before it becomes the program; nothing if it could become it.
+/// What the command's process says to the keeper instead of becoming the program. When it does become
+/// it, its end of the socket closes without a word.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Said {
     NotStarted(String),
     Failed(SetupFailure),
+}
+
+/// What it is told: the spec, the three standard streams, and the files' contents.
+struct Told {
+    spec: LaunchSpec,
+    stdio: [OwnedFd; 3],
+    files: Vec<OwnedFd>,
+}
+
+/// Waits, and becomes the program or says why not. A closed socket means that nothing will run.
+pub(crate) fn main(id_width: u32, launch: &OwnedFd) -> ! {
+    let said = match receive(launch.as_fd()) {
+        Ok(None) => std::process::exit(0),
+        Ok(Some(told)) => match prepare(&told, id_width) {
+            Ok(program) => exec(&program, launch),
+            Err(reason) => Said::NotStarted(reason),
+        },
+        Err(error) => Said::Failed(Failure::new("receive spec", error.to_string()).into()),
+    };
+    let _ = packet::send(launch.as_fd(), &said, &[]);
+    std::process::exit(127);
+}
+
+fn receive(launch: BorrowedFd<'_>) -> io::Result<Option<Told>> {
+    let Some(((), fds)) = packet::receive(launch)? else { return Ok(None) };
+    let mut fds = fds.into_iter();
+    let mut next = || fds.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
+    let spec = read_spec(&next()?)?;
+    Ok(Some(Told { spec, stdio: [next()?, next()?, next()?], files: fds.collect() }))
+}
+
+/// What can be wrong with the request rather than with us: the answer is a reason, not a failure.
+fn prepare(told: &Told, id_width: u32) -> Result<Program<'_>, String> {
+    let spec = &told.spec;
+    let who = inside::identity(&spec.user, id_width)?;
+    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
+    for output in told.stdio[1..].iter().filter(|output| is_pipe(output)) {
+        // Programs open /dev/stdout by name, which asks for the pipe's permissions.
+        fchown(output, Some(uid), Some(gid))
+            .map_err(|errno| format!("can't hand the outputs over: {errno}"))?;
+    }
+    let workdir = if spec.workdir.is_empty() { "/" } else { &spec.workdir };
+    inside::make_workdir(workdir, &who)?;
+    inside::lay_files(spec, &told.files, &who)?;
+    let words = |words: &[String]| -> Result<Vec<CString>, String> {
+        let made = words.iter().map(|word| CString::new(word.as_str())).collect::<Result<_, _>>();
+        made.map_err(|_| "a word of the command contains a NUL byte".to_owned())
+    };
+    let env = environment(&spec.env, &who.home);
+    Ok(Program {
+        candidates: candidates(&spec.argv[0], &env)?,
+        argv: words(&spec.argv)?,
+        env: words(&env)?,
+        workdir: CString::new(workdir).map_err(|_| "the working directory contains a NUL byte".to_owned())?,
+        uid,
+        gid,
+        spec,
+        stdio: [told.stdio[0].as_fd(), told.stdio[1].as_fd(), told.stdio[2].as_fd()],
+        #[cfg(feature = "removable-walls")]
+        leaked: if spec.stands("no_leak") { None } else { told.files.last().map(AsFd::as_fd) },
+    })
 }
 
 /// The environment with the two variables that every program expects.
@@ -79,7 +144,7 @@ pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, 
 }
 
 /// Becomes the program, or says why not and exits.
-pub(crate) fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
+fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
     // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
     let said = match inherit(program, tells.as_fd()).and_then(|()| restrict(program)) {
         Err(failure) => Said::Failed(failure.into()),
@@ -98,18 +163,6 @@ const LEAKED: i32 = 9;
 
 /// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
 const LANDLOCK_ABI: ABI = ABI::V6;
-
-/// What the child said, or `None` when the pipe was closed by a successful exec.
-pub(crate) fn wait_for_exec(says: OwnedFd) -> Option<Said> {
-    let mut bytes = Vec::new();
-    let _ = File::from(says).read_to_end(&mut bytes);
-    if bytes.is_empty() {
-        return None;
-    }
-    Some(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        Said::Failed(SetupFailure { step: "read the start's status".into(), error: error.to_string() })
-    }))
-}
 
 /// Descriptors, session, signals, umask.
 fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> {

@@ -5,7 +5,6 @@
 //! It never opens a path of the image while the host's root can be reached, holds no secret, and
 //! installs no signal handler, so that nothing inside can signal it.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -15,14 +14,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
-    Gid, Pid, Uid, chdir, chroot, fchown, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid,
+    Gid, Pid, Uid, chdir, chroot, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid,
 };
 use run::{Exit, Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
-use crate::command::{self, Program, Said};
-use crate::keeper::{is_pipe, read_spec};
-use crate::protocol::LaunchSpec;
+use crate::command;
+use crate::protocol::Outline;
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use crate::{inside, packet, proc};
@@ -30,83 +28,104 @@ use crate::{inside, packet, proc};
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
 pub(crate) const NEW_ROOT: &str = "/newroot";
 
-/// Keeper → init: what to build. Descriptors: spec, root, dev, shm, stdin, stdout, stderr, then one
-/// for each of `extra`, then the files' contents.
+/// Keeper → init: what to build. Descriptors: root, dev, shm, then one for each of `extra`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Finish {
+pub(crate) struct Build {
     pub(crate) extra: Vec<String>,
-    pub(crate) id_width: u32,
 }
 
 /// Init → keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    Started,
+    /// The inside is built and the command's process waits to be told what to become.
+    Ready,
     Ended(Exit),
     Failed(SetupFailure),
 }
 
+/// Init's ends of the two sockets: what is said about the sandbox, and what the command is told.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) sync: OwnedFd,
+    pub(crate) launch: OwnedFd,
+}
+
 struct Parts {
-    spec: LaunchSpec,
-    finish: Finish,
     root: OwnedFd,
     dev: OwnedFd,
     shm: OwnedFd,
-    stdio: [OwnedFd; 3],
-    extra: Vec<OwnedFd>,
-    files: Vec<OwnedFd>,
+    extra: Vec<(String, OwnedFd)>,
+}
+
+/// What is mounted while the host's `/proc` can still be seen: afterwards the kernel refuses.
+struct Early {
+    proc: OwnedFd,
+    queues: Option<OwnedFd>,
 }
 
 /// Never returns: init's exit is the end of its PID namespace.
-pub(crate) fn main(sync: &OwnedFd) -> ! {
-    if let Err(failure) = live(sync.as_fd()) {
+pub(crate) fn main(outline: &Outline, id_width: u32, ends: Ends) -> ! {
+    let Ends { sync, launch } = ends;
+    if let Err(failure) = live(outline, id_width, sync.as_fd(), launch) {
         let _ = packet::send(sync.as_fd(), &Report::Failed(failure.into()), &[]);
     }
     std::process::exit(0);
 }
 
-fn live(sync: BorrowedFd<'_>) -> Result<(), Failure> {
-    send_user_namespace(sync).at("hand out user namespace")?;
-    // A closed socket here means that the keeper gave up: there is nothing to build.
-    let Some(parts) = receive(sync).at("receive spec")? else { return Ok(()) };
-    enter(&parts)?;
-    let report = match prepare(&parts) {
-        Ok(program) => return start(sync, &program),
-        Err(reason) => Report::Ended(Exit::NotStarted { reason }),
-    };
-    packet::send(sync, &report, &[]).at("report to keeper")
+/// A closed socket means that the keeper gave up, or that nobody needs the sandbox: nothing is built then.
+fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd) -> Result<(), Failure> {
+    hand_out_namespaces(sync).at("hand out namespaces")?;
+    if packet::receive::<()>(sync).at("wait for ids")?.is_none() {
+        return Ok(());
+    }
+    let early = enter_namespaces(outline)?;
+    let Some(parts) = receive(sync).at("receive mounts")? else { return Ok(()) };
+    enter(outline, early, &parts)?;
+    drop(parts);
+    match sys::fork().at("fork command")? {
+        Fork::Child => command::main(id_width, &launch),
+        Fork::Parent(command) => {
+            drop(launch);
+            packet::send(sync, &Report::Ready, &[]).at("report to keeper")?;
+            packet::send(sync, &Report::Ended(wait_for(command)), &[]).at("report to keeper")
+        }
+    }
 }
 
 /// A process that can't be inspected shows its namespaces to nobody without CAP_SYS_PTRACE, which
 /// containers don't have; but it can hand them out itself.
-pub(crate) fn send_user_namespace(sync: BorrowedFd<'_>) -> io::Result<()> {
-    let own = nix::fcntl::open("/proc/self/ns/user", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    packet::send(sync, &(), &[own.as_fd()])
+fn hand_out_namespaces(sync: BorrowedFd<'_>) -> io::Result<()> {
+    let (users, mounts) = (own_namespace("user")?, own_namespace("mnt")?);
+    packet::send(sync, &(), &[users.as_fd(), mounts.as_fd()])
 }
 
-pub(crate) fn receive_user_namespace(sync: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let sent = packet::receive::<()>(sync)?.and_then(|(_, fds)| fds.into_iter().next());
-    sent.ok_or_else(|| io::Error::other("the process ended before it handed it out"))
+/// Those of users and of mounts.
+pub(crate) fn receive_namespaces(sync: BorrowedFd<'_>) -> io::Result<[OwnedFd; 2]> {
+    let sent = packet::receive::<()>(sync)?.map(|(_, fds)| fds).unwrap_or_default();
+    sent.try_into().map_err(|_| io::Error::other("the process ended before it handed them out"))
+}
+
+pub(crate) fn own_namespace(kind: &str) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/ns/{kind}");
+    nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 fn receive(sync: BorrowedFd<'_>) -> io::Result<Option<Parts>> {
-    let Some((finish, fds)) = packet::receive::<Finish>(sync)? else { return Ok(None) };
+    let Some((Build { extra }, fds)) = packet::receive(sync)? else { return Ok(None) };
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
-    let spec = read_spec(&next()?)?;
     let (root, dev, shm) = (next()?, next()?, next()?);
-    let stdio = [next()?, next()?, next()?];
-    let extra = finish.extra.iter().map(|_| next()).collect::<io::Result<_>>()?;
-    Ok(Some(Parts { spec, finish, root, dev, shm, stdio, extra, files: fds.collect() }))
+    let extra = extra.into_iter().map(|name| Ok((name, next()?))).collect::<io::Result<_>>()?;
+    Ok(Some(Parts { root, dev, shm, extra }))
 }
 
-/// From a fresh clone to the inside of the sandbox. The order is the argument: no mount is made
-/// before mounts are private, and no name of the image is looked at before the host's root is gone.
-fn enter(parts: &Parts) -> Result<(), Failure> {
+/// From a fresh clone to a process that is alone with itself. The order is the argument: no mount is
+/// made before mounts are private, and no name of the image is looked at before the host's root is gone.
+fn enter_namespaces(outline: &Outline) -> Result<Early, Failure> {
     setsid().at("new session")?;
     become_root().at("become root of the user namespace")?;
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).at("die with the keeper")?;
-    let stands = |wall| parts.spec.stands(wall);
+    let stands = |wall| outline.stands(wall);
     if stands("dumpable") {
         sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).at("forbid inspection")?;
     }
@@ -115,31 +134,37 @@ fn enter(parts: &Parts) -> Result<(), Failure> {
     if stands("cgroup_namespace") {
         unshare(CloneFlags::CLONE_NEWCGROUP).at("new cgroup namespace")?;
     }
-    let subset = parts.spec.profile == Profile::Strict && stands("proc_subset");
+    let subset = outline.profile == Profile::Strict && stands("proc_subset");
     let proc = proc::mount(subset, stands("hidepid")).at("mount proc")?;
-    enter_root(parts.root.as_fd(), stands("pivot_root"))?;
-    // From here on no path leads to the host.
-    umask(Mode::empty());
-    for (name, tree) in parts.finish.extra.iter().zip(&parts.extra) {
-        attach(tree.as_fd(), name).at("attach host directory")?;
-    }
-    attach(proc.as_fd(), "proc").at("attach proc")?;
-    attach(parts.dev.as_fd(), "dev").at("attach dev")?;
-    if parts.spec.profile == Profile::Compat {
-        proc::mask(&proc, parts.dev.as_fd()).at("mask proc")?;
-    }
-    attach(parts.shm.as_fd(), "dev/shm").at("attach shm")?;
-    if let Some(queues) = message_queues().at("mount message queues")? {
-        attach(queues.as_fd(), "dev/mqueue").at("attach message queues")?;
-    }
-    inside::make_tmp().at("make /tmp")?;
-    inside::name_localhost();
+    let queues = message_queues().at("mount message queues")?;
     if stands("uts_namespace") {
         sethostname("sandbox").at("set host name")?;
     }
     if stands("network_namespace") {
         sys::loopback_up().at("bring loopback up")?;
     }
+    Ok(Early { proc, queues })
+}
+
+/// Into the run's own root. After the first step no path leads to the host.
+fn enter(outline: &Outline, early: Early, parts: &Parts) -> Result<(), Failure> {
+    let Early { proc, queues } = early;
+    enter_root(parts.root.as_fd(), outline.stands("pivot_root"))?;
+    umask(Mode::empty());
+    for (name, tree) in &parts.extra {
+        attach(tree.as_fd(), name).at("attach host directory")?;
+    }
+    attach(proc.as_fd(), "proc").at("attach proc")?;
+    attach(parts.dev.as_fd(), "dev").at("attach dev")?;
+    if outline.profile == Profile::Compat {
+        proc::mask(&proc, parts.dev.as_fd()).at("mask proc")?;
+    }
+    attach(parts.shm.as_fd(), "dev/shm").at("attach shm")?;
+    if let Some(queues) = queues {
+        attach(queues.as_fd(), "dev/mqueue").at("attach message queues")?;
+    }
+    inside::make_tmp().at("make /tmp")?;
+    inside::name_localhost();
     Ok(())
 }
 
@@ -208,59 +233,6 @@ fn attach(tree: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         name => inside::mount_point(name)?,
     };
     Ok(sys::move_mount(tree, point.as_fd())?)
-}
-
-/// What can be wrong with the request rather than with us: the answer is a reason, not a failure.
-fn prepare(parts: &Parts) -> Result<Program<'_>, String> {
-    let spec = &parts.spec;
-    let who = inside::identity(&spec.user, parts.finish.id_width)?;
-    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
-    for output in parts.stdio[1..].iter().filter(|output| is_pipe(output)) {
-        // Programs open /dev/stdout by name, which asks for the pipe's permissions.
-        fchown(output, Some(uid), Some(gid))
-            .map_err(|errno| format!("can't hand the outputs over: {errno}"))?;
-    }
-    let workdir = if spec.workdir.is_empty() { "/" } else { &spec.workdir };
-    inside::make_workdir(workdir, &who)?;
-    inside::lay_files(spec, &parts.files, &who)?;
-    let words = |words: &[String]| -> Result<Vec<CString>, String> {
-        let made = words.iter().map(|word| CString::new(word.as_str())).collect::<Result<_, _>>();
-        made.map_err(|_| "a word of the command contains a NUL byte".to_owned())
-    };
-    let env = command::environment(&spec.env, &who.home);
-    Ok(Program {
-        candidates: command::candidates(&spec.argv[0], &env)?,
-        argv: words(&spec.argv)?,
-        env: words(&env)?,
-        workdir: CString::new(workdir).map_err(|_| "the working directory contains a NUL byte".to_owned())?,
-        uid,
-        gid,
-        spec,
-        stdio: [parts.stdio[0].as_fd(), parts.stdio[1].as_fd(), parts.stdio[2].as_fd()],
-        #[cfg(feature = "removable-walls")]
-        leaked: if spec.stands("no_leak") { None } else { parts.files.last().map(AsFd::as_fd) },
-    })
-}
-
-fn start(sync: BorrowedFd<'_>, program: &Program<'_>) -> Result<(), Failure> {
-    let (says, tells) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("make status pipe")?;
-    match sys::fork().at("fork command")? {
-        Fork::Child => command::exec(program, &tells),
-        Fork::Parent(pid) => {
-            drop(tells);
-            let said = command::wait_for_exec(says);
-            if said.is_none() {
-                packet::send(sync, &Report::Started, &[]).at("report to keeper")?;
-            }
-            let exit = wait_for(pid);
-            let report = match said {
-                None => Report::Ended(exit),
-                Some(Said::NotStarted(reason)) => Report::Ended(Exit::NotStarted { reason }),
-                Some(Said::Failed(failure)) => Report::Failed(failure),
-            };
-            packet::send(sync, &report, &[]).at("report to keeper")
-        }
-    }
 }
 
 /// Reaps every child until the command itself has ended.

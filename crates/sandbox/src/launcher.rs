@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -139,7 +138,6 @@ impl Launcher {
 
     /// `false` when the server is gone.
     fn take(&mut self, signals: &SignalFd) -> Result<bool, Failure> {
-        let arrived = Instant::now();
         let (request, fds) = match packet::receive::<Request>(self.socket.as_fd()) {
             Ok(Some(packet)) => packet,
             Ok(None) => return Ok(false),
@@ -148,7 +146,7 @@ impl Launcher {
         };
         let mut fds = fds.into_iter();
         let Some(control) = fds.next() else { return Ok(true) };
-        let slot = if matches!(request, Request::Run) { self.slots.pop_first() } else { None };
+        let slot = if matches!(request, Request::Prepare(_)) { self.slots.pop_first() } else { None };
         match sys::fork() {
             Ok(Fork::Parent(pid)) => {
                 self.children.insert(pid, slot);
@@ -160,7 +158,7 @@ impl Launcher {
                 // These two stay the launcher's alone: the server must see its end when it dies.
                 sys::close_in_child(signals.as_fd());
                 sys::close_in_child(self.socket.as_fd());
-                std::process::exit(self.serve_child(request, slot, arrived, control, fds));
+                std::process::exit(self.serve_child(request, slot, control, fds));
             }
             Err(errno) => {
                 self.slots.extend(slot);
@@ -175,7 +173,6 @@ impl Launcher {
         &self,
         request: Request,
         slot: Option<u32>,
-        arrived: Instant,
         control: OwnedFd,
         mut fds: impl Iterator<Item = OwnedFd>,
     ) -> i32 {
@@ -183,21 +180,14 @@ impl Launcher {
             let _ = packet::send(control.as_fd(), event, &[]);
         };
         match request {
-            Request::Run => {
+            Request::Prepare(outline) => {
                 let Some(slot) = slot else {
                     answer(&Event::Failed(
                         Failure::new("take a slot", "every range of ids is in use").into(),
                     ));
                     return 0;
                 };
-                let (Some(spec), Some(stdin), Some(stdout), Some(stderr)) =
-                    (fds.next(), fds.next(), fds.next(), fds.next())
-                else {
-                    answer(&Event::Failed(Failure::new("read request", "a descriptor is missing").into()));
-                    return 0;
-                };
-                let stdio = [stdin, stdout, stderr];
-                keeper::main(&self.ground, Job { arrived, slot, control, spec, stdio, files: fds.collect() })
+                keeper::main(&self.ground, &Job { slot, control, outline: *outline })
             }
             Request::Unpack { layer, job } => {
                 let Some(input) = fds.next() else {

@@ -5,9 +5,9 @@
 //!
 //! ```text
 //! server ──[`protocol`]──► launcher: a loop that forks
-//!                            ├─► keeper: cgroup, clone, overlay; watches; kills; reports
+//!                            ├─► keeper: cgroup, clone, overlay; waits for a run; watches; kills; reports
 //!                            │     └─► init: PID 1 inside; builds the rest, reaps
-//!                            │           └─► command: gives up everything, executes the program
+//!                            │           └─► command: waits; gives up everything, executes the program
 //!                            └─► jail: unpacks one layer
 //! ```
 //!
@@ -24,6 +24,7 @@ mod setup;
 mod walls;
 
 mod keeper;
+mod prepare;
 mod watch;
 
 mod after;

@@ -7,7 +7,7 @@
 //!
 //! | request | descriptors, in order | then, on the control socket |
 //! |---|---|---|
-//! | `Run` | control, spec (memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any | ← `Started`, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
+//! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started`, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
 //! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
 //! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //!
@@ -25,7 +25,9 @@ pub const MAX_FILES: usize = 200;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    Run,
+    /// Prepares a sandbox for one run. What it is to run is told on its control socket, at once or when
+    /// there is something; a sandbox that is never told is thrown away unused.
+    Prepare(Box<Outline>),
     /// Unpacks one layer and keeps it as `layer` once it is committed.
     Unpack {
         layer: String,
@@ -34,6 +36,80 @@ pub enum Request {
     Remove {
         layer: String,
     },
+}
+
+/// What a sandbox is prepared for before anybody knows what will run in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outline {
+    pub profile: Profile,
+    /// The limits that the run will most likely have. Others are set when it comes.
+    pub limits: Limits,
+    /// The layers, where they can be foreseen; a run that wants others can't have this sandbox.
+    pub rootfs: Option<Rootfs>,
+    /// The frozen layer over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<String>,
+    #[cfg(feature = "removable-walls")]
+    #[serde(default)]
+    pub without: Vec<String>,
+}
+
+impl Outline {
+    /// The sandbox for whatever may come.
+    pub fn blank(limits: Limits) -> Self {
+        Self {
+            profile: Profile::Strict,
+            limits,
+            rootfs: None,
+            over: None,
+            #[cfg(feature = "removable-walls")]
+            without: Vec::new(),
+        }
+    }
+
+    /// The sandbox that exactly this spec wants.
+    pub fn of(spec: &LaunchSpec) -> Self {
+        Self {
+            profile: spec.profile,
+            limits: spec.limits.clone(),
+            rootfs: Some(spec.rootfs.clone()),
+            over: spec.over.clone(),
+            #[cfg(feature = "removable-walls")]
+            without: spec.without.clone(),
+        }
+    }
+
+    /// Whether the same sandbox comes of both, apart from limits, which can be set anew.
+    pub fn is_like(&self, other: &Self) -> bool {
+        #[cfg(feature = "removable-walls")]
+        if self.without != other.without {
+            return false;
+        }
+        (self.profile, &self.rootfs, &self.over) == (other.profile, &other.rootfs, &other.over)
+    }
+
+    /// Whether the run can have a sandbox that was prepared for this.
+    pub fn suits(&self, spec: &LaunchSpec) -> bool {
+        #[cfg(feature = "removable-walls")]
+        if self.without != spec.without {
+            return false;
+        }
+        let has_its_layers = |rootfs: &Rootfs| *rootfs == spec.rootfs && self.over == spec.over;
+        self.profile == spec.profile && self.rootfs.as_ref().is_none_or(has_its_layers)
+    }
+
+    /// Whether a wall is to be built, as in [`LaunchSpec::stands`].
+    #[cfg(not(feature = "removable-walls"))]
+    #[expect(clippy::unused_self, reason = "a test build asks the outline")]
+    pub(crate) const fn stands(&self, _wall: &str) -> bool {
+        true
+    }
+
+    #[cfg(feature = "removable-walls")]
+    pub(crate) fn stands(&self, wall: &str) -> bool {
+        !self.without.iter().any(|name| name == wall)
+    }
 }
 
 /// Everything that the launcher must know to start one command. Also the file that
@@ -106,7 +182,7 @@ impl LaunchSpec {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rootfs {
     /// Names in the layer store, the topmost first.
@@ -175,6 +251,8 @@ pub struct Freeze {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
+    /// What the sandbox was prepared for: start this.
+    Run,
     /// End the run; the reason is kept if it is the first.
     Kill(KilledFor),
     /// The compressed bytes had the right digest: keep the unpacked layer.
@@ -185,7 +263,10 @@ pub enum Order {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// The program was started, this long after the request arrived.
+    /// Everything is there that doesn't depend on what will run.
+    Prepared,
+    /// The program was started, this long after the run came, or after its sandbox was asked for where
+    /// the run didn't find it ready.
     Started {
         setup_us: u64,
     },

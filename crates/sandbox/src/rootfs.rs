@@ -19,18 +19,6 @@ use crate::dir;
 use crate::step::{At, Failure};
 use crate::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 
-/// Descriptors for the things that a run's file system is made of, ready to be attached.
-#[derive(Debug)]
-pub(crate) struct Mounts {
-    pub(crate) root: OwnedFd,
-    pub(crate) dev: OwnedFd,
-    pub(crate) shm: OwnedFd,
-    /// Read-only file systems for directories of the root, by name: the host's own.
-    pub(crate) extra: Vec<(String, OwnedFd)>,
-    /// The tmpfs itself, for reading how full it got.
-    pub(crate) scratch: OwnedFd,
-}
-
 /// How layers are handed to the overlay on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LayerMode {
@@ -57,13 +45,23 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// `owner` is root inside the run.
     pub(crate) fn create(limits: &Limits, owner: u32) -> Result<Self, Failure> {
-        let inodes = limits.inodes.saturating_add(OWN_INODES);
-        let mount = tmpfs(limits.disk_bytes, inodes, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        let mount = tmpfs(limits.disk_bytes, inodes(limits), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
             .at("mount scratch tmpfs")?;
         let upper = subdirectory(&mount, "upper", 0o755, Some(owner)).at("make upper directory")?;
         let work = subdirectory(&mount, "work", 0o700, None).at("make work directory")?;
         let shm = subdirectory(&mount, "shm", 0o1777, Some(owner)).at("make shm directory")?;
         Ok(Self { mount, upper, work, shm })
+    }
+
+    /// Gives it other caps than it was made with.
+    pub(crate) fn resize(&self, was: &Limits, limits: &Limits) -> nix::Result<()> {
+        if (was.disk_bytes, was.inodes) == (limits.disk_bytes, limits.inodes) {
+            return Ok(());
+        }
+        let fs = sys::fspick(self.mount.as_fd())?;
+        sys::fs_set(fs.as_fd(), c"size", &limits.disk_bytes.to_string())?;
+        sys::fs_set(fs.as_fd(), c"nr_inodes", &inodes(limits).to_string())?;
+        sys::fs_reconfigure(fs.as_fd())
     }
 
     /// A folder of the root that belongs to the run from the start, whoever owns it below.
@@ -79,6 +77,10 @@ impl Scratch {
             .at("restrict shm")?;
         Ok(shm)
     }
+}
+
+fn inodes(limits: &Limits) -> u64 {
+    limits.inodes.saturating_add(OWN_INODES)
 }
 
 /// A tmpfs that is attached nowhere.

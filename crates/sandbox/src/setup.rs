@@ -279,7 +279,7 @@ fn probe_id_maps(layers: &OwnedFd, id_base: u32, id_width: u32) -> Result<bool, 
     let (ours, theirs) = packet::pair().at("make probe socket")?;
     let Some((pid, pidfd)) = sys::clone3(libc::CLONE_NEWUSER as u64, None).at("clone user namespace")? else {
         drop(ours);
-        let _ = init::send_user_namespace(theirs.as_fd());
+        let _ = init::own_namespace("user").map(|own| packet::send(theirs.as_fd(), &(), &[own.as_fd()]));
         // Lives until the probe is over and its socket is closed.
         let _ = packet::receive::<()>(theirs.as_fd());
         std::process::exit(0);
@@ -289,7 +289,10 @@ fn probe_id_maps(layers: &OwnedFd, id_base: u32, id_width: u32) -> Result<bool, 
     dir::write(&process, "uid_map", &map).at("map ids of the probe")?;
     dir::write(&process, "gid_map", &map).at("map ids of the probe")?;
     drop(theirs);
-    let userns = init::receive_user_namespace(ours.as_fd()).at("get user namespace")?;
+    let sent = packet::receive::<()>(ours.as_fd()).at("get user namespace")?;
+    let userns = sent.and_then(|(_, fds)| fds.into_iter().next());
+    let userns =
+        userns.ok_or_else(|| Failure::new("get user namespace", "the probe ended before it said"))?;
     let can = host::can_map_ids(layers, &userns);
     drop(ours);
     let _ = sys::pidfd_kill(pidfd.as_fd());

@@ -255,6 +255,7 @@ const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_SET_FD: u32 = 5;
 const FSCONFIG_CMD_CREATE: u32 = 6;
+const FSCONFIG_CMD_RECONFIGURE: u32 = 7;
 
 pub(crate) fn fsopen(kind: &CStr) -> Result<OwnedFd> {
     // SAFETY: `kind` outlives the call; 1 is FSOPEN_CLOEXEC.
@@ -292,6 +293,18 @@ pub(crate) fn fs_mount(fs: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd> {
     fsconfig(fs, FSCONFIG_CMD_CREATE, None, std::ptr::null(), 0)?;
     // SAFETY: takes numbers only; 1 is FSMOUNT_CLOEXEC.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, attributes) })
+}
+
+/// The file system behind a mount, to give it other options.
+pub(crate) fn fspick(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // FSPICK_CLOEXEC | FSPICK_EMPTY_PATH: the mount is the descriptor itself.
+    const FLAGS: u32 = 0x1 | 0x8;
+    // SAFETY: the path is a static empty string.
+    owned(unsafe { libc::syscall(libc::SYS_fspick, mount.as_raw_fd(), c"".as_ptr(), FLAGS) })
+}
+
+pub(crate) fn fs_reconfigure(fs: BorrowedFd<'_>) -> Result<()> {
+    fsconfig(fs, FSCONFIG_CMD_RECONFIGURE, None, std::ptr::null(), 0)
 }
 
 /// A detached copy of the mount at `path` below `dir`; an empty path means `dir` itself.
@@ -373,6 +386,12 @@ fn mount_change(mount: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {
 pub(crate) fn prctl(option: libc::c_int, a: u64, b: u64) -> Result<libc::c_int> {
     // SAFETY: callers use only options whose arguments are numbers.
     Errno::result(unsafe { libc::prctl(option, a, b, 0, 0) })
+}
+
+/// What this process is called in the machine's list. It is for people only, so failing is no matter.
+pub(crate) fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads at most 16 bytes and stops at the end of the string, which outlives the call.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// Sets permitted and effective capabilities to `mask` and the inheritable ones to none.

@@ -1,5 +1,5 @@
-//! One loop, a closed set of events: init ends, init reports, the server orders or is gone, a limit
-//! is reached. Deadlines are exact because nothing is polled that can be waited for.
+//! One loop, a closed set of events: the command becomes the program, init reports or ends, the server
+//! orders or is gone, a limit is reached. Deadlines are exact because nothing is polled that can be waited for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,15 +9,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
-use run::{KilledFor, Limits};
+use run::{Exit, KilledFor, Limits};
 
 use crate::cgroup::{Account, RunGroup};
+use crate::command::Said;
 use crate::init::Report;
 use crate::packet;
 use crate::protocol::Order;
 
 /// How long building the inside of a sandbox may take.
-const SETUP_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const SETUP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The least time between two looks at the processor time: the error that this adds to a limit.
 const CPU_STEP: Duration = Duration::from_millis(1);
@@ -34,6 +35,13 @@ pub(crate) struct Ending {
     pub(crate) cpu_limit_us: u64,
 }
 
+impl Ending {
+    /// Whether init has said its last word of its own accord: its exit follows at once.
+    pub(crate) fn init_ends_by_itself(&self) -> bool {
+        self.killed_for.is_none() && matches!(self.report, Some(Report::Ended(_)))
+    }
+}
+
 struct Watch<'a, F> {
     group: &'a RunGroup<'a>,
     limits: &'a Limits,
@@ -48,6 +56,7 @@ struct Watch<'a, F> {
 pub(crate) struct Sources<'a> {
     pub(crate) init: &'a OwnedFd,
     pub(crate) sync: &'a OwnedFd,
+    pub(crate) launch: &'a OwnedFd,
     pub(crate) control: &'a OwnedFd,
     pub(crate) oom: Option<&'a EventFd>,
 }
@@ -59,7 +68,7 @@ pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
     limits: &Limits,
     announce: F,
 ) -> io::Result<Ending> {
-    let Sources { init, sync, control, oom } = *sources;
+    let Sources { init, sync, launch, control, oom } = *sources;
     let mut watch = Watch {
         group,
         limits,
@@ -69,11 +78,16 @@ pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
         announce,
     };
     loop {
+        // Once the program has started, nobody holds the other end of `launch`: it would never be quiet.
+        let started = watch.ending.started.is_some();
         let mut fds = vec![
             PollFd::new(sync.as_fd(), PollFlags::POLLIN),
             PollFd::new(control.as_fd(), PollFlags::POLLIN),
             PollFd::new(init.as_fd(), PollFlags::POLLIN),
         ];
+        if !started {
+            fds.push(PollFd::new(launch.as_fd(), PollFlags::POLLIN));
+        }
         fds.extend(oom.map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)));
         let left = watch.next_deadline().saturating_duration_since(Instant::now());
         match ppoll(&mut fds, Some(TimeSpec::from(left)), None) {
@@ -81,11 +95,13 @@ pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
             result => result?,
         };
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        // The report first: a command that ended before its limit was not killed for it.
-        let done = (ready(0) && watch.hear(sync.as_fd())?)
+        let struck = ready(if started { 3 } else { 4 });
+        // The start and the report first: a command that ended before its limit was not killed for it.
+        let done = (!started && ready(3) && watch.hear_start(launch.as_fd())?)
+            || (ready(0) && watch.hear(sync.as_fd())?)
             || (ready(2) && watch.hear_the_rest(sync.as_fd())?)
             || (ready(1) && watch.obey(control.as_fd()))
-            || (ready(3) && oom.is_some_and(|oom| watch.wait_for_oom_kill(oom)))
+            || (struck && oom.is_some_and(|oom| watch.wait_for_oom_kill(oom)))
             || watch.limit_reached()?;
         if done {
             return Ok(watch.ending);
@@ -101,10 +117,12 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
         }
     }
 
-    /// `true` when init has said its last word or is gone.
-    fn hear(&mut self, sync: BorrowedFd<'_>) -> io::Result<bool> {
-        match packet::receive::<Report>(sync)? {
-            Some((Report::Started, _)) => {
+    /// `true` when the command's process could not become the program.
+    fn hear_start(&mut self, launch: BorrowedFd<'_>) -> io::Result<bool> {
+        self.ending.report = match packet::receive::<Said>(launch)? {
+            Some((Said::NotStarted(reason), _)) => Some(Report::Ended(Exit::NotStarted { reason })),
+            Some((Said::Failed(failure), _)) => Some(Report::Failed(failure)),
+            None => {
                 let now = Instant::now();
                 self.ending.started = Some(now);
                 self.ending.before = self.group.account();
@@ -112,8 +130,16 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
                 self.plan_cpu_look(0, now);
                 // The server may be gone; its closed socket is seen in the next turn.
                 let _ = (self.announce)();
-                Ok(false)
+                None
             }
+        };
+        Ok(self.ending.report.is_some())
+    }
+
+    /// `true` when init has said its last word or is gone.
+    fn hear(&mut self, sync: BorrowedFd<'_>) -> io::Result<bool> {
+        match packet::receive::<Report>(sync)? {
+            Some((Report::Ready, _)) => Ok(false),
             Some((report, _)) => {
                 self.ending.report = Some(report);
                 Ok(true)
@@ -132,7 +158,7 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
     fn obey(&mut self, control: BorrowedFd<'_>) -> bool {
         let reason = match packet::receive::<Order>(control) {
             Ok(Some((Order::Kill(reason), _))) => reason,
-            Ok(Some((Order::Commit, _))) => return false,
+            Ok(Some((Order::Run | Order::Commit, _))) => return false,
             Ok(None) | Err(_) => KilledFor::ServerGone,
         };
         self.ending.killed_for = Some(reason);

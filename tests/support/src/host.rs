@@ -100,9 +100,21 @@ impl Sight {
     }
 }
 
-/// The processes whose parent is `pid`.
+/// The processes whose parent is `pid`, but for sandboxes that wait for a run: those come and go.
 pub fn children(pid: i32) -> Vec<i32> {
-    parents().into_iter().filter(|(_, parent)| *parent == pid).map(|(child, _)| child).collect()
+    let below = parents().into_iter().filter(|(_, parent)| *parent == pid);
+    below.map(|(child, _)| child).filter(|child| !is_prepared(*child)).collect()
+}
+
+/// Whether this is the keeper of a sandbox that has no run yet.
+fn is_prepared(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "prepared\n")
+}
+
+/// Everything that belongs to sandboxes which a launcher has prepared and nobody uses.
+pub fn prepared(launcher: i32) -> BTreeSet<i32> {
+    let keepers = parents().into_iter().filter(|(pid, parent)| *parent == launcher && is_prepared(*pid));
+    keepers.flat_map(|(pid, _)| descendants(pid).into_iter().chain([pid]).collect::<Vec<_>>()).collect()
 }
 
 /// Every process below `pid`, not itself among them.
@@ -132,25 +144,34 @@ fn group_of(launcher: i32) -> String {
     }
 }
 
-/// Every process inside the cgroups of that launcher's runs, whoever its parent is by now.
+/// Every process inside the cgroups of that launcher's runs, whoever its parent is by now, but for those
+/// that wait for a run.
 pub fn in_cgroups_of(launcher: i32) -> BTreeSet<i32> {
     let name = group_of(launcher);
     let inside = |pid: &i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         text.lines().any(|line| line.split('/').any(|part| part == name))
     };
-    pids().into_iter().filter(inside).collect()
+    let mut found: BTreeSet<i32> = pids().into_iter().filter(inside).collect();
+    // Asked afterwards: one that has come meanwhile must not be taken for a run.
+    let prepared = prepared(launcher);
+    found.retain(|pid| !prepared.contains(pid));
+    found
 }
 
-/// Everything that lives because of a daemon: below it, below its launcher, or in a cgroup of its runs.
+/// Everything that lives because of a daemon's runs and for good: below it, below its launcher, or in a
+/// cgroup of its runs; but for sandboxes that wait for a run, which come and go.
 pub fn processes_of(server: i32, launcher: i32) -> BTreeSet<i32> {
     let mut all = descendants(server);
     all.extend(descendants(launcher));
     all.extend(in_cgroups_of(launcher));
+    let prepared = prepared(launcher);
+    all.retain(|pid| !prepared.contains(pid));
     all
 }
 
-/// The cgroup directories that a launcher has made, in every hierarchy.
+/// The cgroup directories that a launcher has made, in every hierarchy, but for those of sandboxes that
+/// wait for a run.
 pub fn cgroups_of(launcher: i32) -> BTreeSet<PathBuf> {
     let name = group_of(launcher);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -163,7 +184,16 @@ pub fn cgroups_of(launcher: i32) -> BTreeSet<PathBuf> {
             found.extend(all.into_iter().filter(|path| path.iter().any(|part| *part == *name)));
         }
     }
+    found.retain(|path| !is_prepared_group(path, launcher));
     found
+}
+
+/// Whether nobody is in there but a sandbox that waits for a run.
+fn is_prepared_group(path: &Path, launcher: i32) -> bool {
+    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let members: Vec<i32> = members.lines().filter_map(|line| line.parse().ok()).collect();
+    let prepared = prepared(launcher);
+    !members.is_empty() && members.iter().all(|pid| prepared.contains(pid))
 }
 
 /// The command line of a process, for people.

@@ -88,16 +88,41 @@ impl<'a> RunGroup<'a> {
             Some(Home { dir, v2: false }) => limit_memory_v1(dir, limits.memory_bytes)?,
             None => {}
         }
-        if let Some(pids) = &self.pids {
-            // Our init is in there too.
-            dir::write(&pids.dir, "pids.max", &limits.processes.saturating_add(1).to_string())?;
-        }
+        self.limit_processes(limits)?;
         if let Some(cpu) = &self.cpu
             && limits.cpus < online_cpus() as f64
         {
             limit_cpu(cpu, limits.cpus)?;
         }
         Ok(())
+    }
+
+    /// Sets what is different from the limits that were set when it was made.
+    pub(crate) fn change(&self, was: &Limits, limits: &Limits) -> io::Result<()> {
+        if let Some(memory) = &self.memory
+            && was.memory_bytes != limits.memory_bytes
+        {
+            let raised = limits.memory_bytes > was.memory_bytes;
+            match memory {
+                Home { dir, v2: true } => dir::write(dir, "memory.max", &limits.memory_bytes.to_string())?,
+                Home { dir, v2: false } => change_memory_v1(dir, limits.memory_bytes, raised)?,
+            }
+        }
+        if was.processes != limits.processes {
+            self.limit_processes(limits)?;
+        }
+        if let Some(cpu) = &self.cpu
+            && was.cpus != limits.cpus
+        {
+            limit_cpu(cpu, limits.cpus)?;
+        }
+        Ok(())
+    }
+
+    fn limit_processes(&self, limits: &Limits) -> io::Result<()> {
+        let Some(pids) = &self.pids else { return Ok(()) };
+        // Our init is in there too.
+        dir::write(&pids.dir, "pids.max", &limits.processes.saturating_add(1).to_string())
     }
 
     /// The directory that a child can be cloned into; only version 2 can.
@@ -232,6 +257,17 @@ fn limit_memory_v1(dir: &OwnedFd, bytes: u64) -> io::Result<()> {
     optional(dir::write(dir, "memory.swappiness", "0"))
 }
 
+/// Memory may never be more than memory and swap together: which goes first depends on the direction.
+fn change_memory_v1(dir: &OwnedFd, bytes: u64, raised: bool) -> io::Result<()> {
+    let bytes = bytes.to_string();
+    let both = || optional(dir::write(dir, "memory.memsw.limit_in_bytes", &bytes));
+    if raised {
+        both()?;
+    }
+    dir::write(dir, "memory.limit_in_bytes", &bytes)?;
+    if raised { Ok(()) } else { both() }
+}
+
 /// A host without swap accounting has no such file, and then no swap to limit either.
 fn optional(result: io::Result<()>) -> io::Result<()> {
     match result {
@@ -242,6 +278,10 @@ fn optional(result: io::Result<()>) -> io::Result<()> {
 
 fn limit_cpu(cpu: &Home, cpus: f64) -> io::Result<()> {
     const PERIOD_US: f64 = 100_000.0;
+    if cpus >= online_cpus() as f64 {
+        let (file, endless) = if cpu.v2 { ("cpu.max", "max") } else { ("cpu.cfs_quota_us", "-1") };
+        return dir::write(&cpu.dir, file, endless);
+    }
     // The kernel takes no quota below a millisecond; a longer period keeps the share exact.
     let period = if cpus * PERIOD_US < 1000.0 { 1_000_000.0 } else { PERIOD_US };
     let quota = (cpus * period).max(1000.0) as u64;
