@@ -63,7 +63,7 @@ config! {
     budget_cpus: f64 = 0.0;
     /// How much memory all runs together may ask for; 0: 3/4 of the machine's, or what `slots` runs get by default
     budget_memory_bytes: u64 = 0;
-    /// How many finished runs are remembered
+    /// How many finished runs are remembered, also by the next server
     kept_runs: usize = 10_000;
     /// How much output of finished runs is remembered, in bytes
     kept_bytes: u64 = 256 * 1024 * 1024;
@@ -263,6 +263,11 @@ impl Config {
     /// Where uploaded files are.
     pub fn files_dir(&self) -> PathBuf {
         self.data_dir.join("files")
+    }
+
+    /// Where the server remembers runs.
+    pub fn runs_dir(&self) -> PathBuf {
+        self.data_dir.join("runs")
     }
 
     pub fn drain_deadline(&self) -> Duration {

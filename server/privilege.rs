@@ -80,10 +80,10 @@ pub fn prepare_folders(config: &Config, server: Option<Identity>) -> anyhow::Res
         show(&keys::file::folder(&config.data_dir), identity)
             .with_context(|| format!("show the keys in {} to the server", config.data_dir.display()))?;
     }
-    for dir in [config.records_dir(), config.files_dir()] {
+    for dir in [config.records_dir(), config.files_dir(), config.runs_dir()] {
         make(&dir, 0o700)?;
         if let Some(identity) = server {
-            give(&dir, identity).with_context(|| format!("give {} away", config.data_dir.display()))?;
+            give(&dir, identity).with_context(|| format!("give {} away", dir.display()))?;
         }
     }
     Ok(())

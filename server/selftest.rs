@@ -86,6 +86,7 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
         observer: &NoObserver,
         leases: &Leases::default(),
         files: None,
+        gate: None,
     };
     let cancel = CancellationToken::new();
     let mut executed = engine::execute(context, &spec, Stdin::OfSpec, &cancel, &mut |_| {}).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use engine::files::{Files, FilesConfig};
-use engine::{Engine, SandboxLauncher};
+use engine::{EmbeddedStore, Engine, Keep, SandboxLauncher};
 use image::Images;
 use sandbox::client::Launcher;
 use sandbox::protocol::Hello;
@@ -24,6 +24,9 @@ use crate::leaks::{Groups, Mounts};
 use crate::notify;
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
+
+/// How long a client's key stands for its run.
+const KEYS_STAND_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a server ended that had started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ pub async fn serve(
     watched.cancel();
     app.images.close().await;
     app.ledger.write().await;
+    app.engine.close().await;
     tracing::info!("stopped");
     Ok(end)
 }
@@ -127,9 +131,6 @@ async fn assemble(
             memory_bytes: config.budget_memory_bytes,
             cores: Vec::new(),
         },
-        kept_runs: config.kept_runs,
-        kept_bytes: config.kept_bytes,
-        kept_for: Duration::from_secs(config.kept_for_s),
         not_enforced: hello.not_enforced.clone(),
         files: Some(files.clone()),
     };
@@ -139,7 +140,10 @@ async fn assemble(
     let launcher: Arc<dyn engine::Launcher> = Arc::new(launcher.context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
     watch_keys(&keys, &ledger);
-    let engine = Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _);
+    let store = Arc::new(open_runs(&config)?);
+    let engine =
+        Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _, store);
+    engine.resume().await.context("go on with the runs of the server before")?;
     Ok(Arc::new(App {
         allowed: create_run::Allowed {
             defaults: config.limits.clone(),
@@ -185,6 +189,18 @@ fn watch_keys(keys: &Arc<KeyRing>, ledger: &Arc<Ledger>) {
         }
     });
     tokio::spawn(async move { ledger.keep().await });
+}
+
+/// The runs that were promised, and those that have ended.
+fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
+    let keep = Keep {
+        runs: config.kept_runs,
+        bytes: config.kept_bytes,
+        time: Duration::from_secs(config.kept_for_s),
+        keys: KEYS_STAND_FOR,
+    };
+    let path = config.runs_dir().join("runs.redb");
+    EmbeddedStore::open(&path, keep).with_context(|| format!("open {}", path.display()))
 }
 
 /// The image store over the launcher's verbs.

@@ -219,7 +219,9 @@ fn a_store_whose_server_is_killed_is_whole_and_clean_after_the_next_start() {
     for id in &runs {
         daemon.wait_for_state(id, "running");
     }
-    daemon.run_async(&body("python:3", "python3"));
+    // One that a client waits for: what was promised would be pulled again by the next server.
+    let pulling = daemon.request("POST", "/runs").json(&body("python:3", "python3")).begin();
+    let _pulling = pulling.expect("send a request");
     let layers = daemon.data_dir().join("layers");
     until("a layer is being unpacked", || !entries(&layers.join("tmp")).is_empty());
     let launcher = daemon.launcher_pid();

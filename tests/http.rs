@@ -164,7 +164,7 @@ fn what_is_no_json_is_told_from_json_that_is_wrong() {
             "/files/0/mode",
         ),
         (json!({ "image": "host", "cmd": "true", "profile": "compat" }), "/profile"),
-        (json!({ "image": "host", "cmd": "true", "outputs": ["x"] }), "/outputs"),
+        (json!({ "image": "host", "cmd": "true", "outputs": [""] }), "/outputs/0"),
         (json!({ "image": "host", "cmd": "true", "labels": { "a b": "c" } }), "/labels/a b"),
     ] {
         let problem = daemon.post("/runs", &body).problem(422, "invalid-request");

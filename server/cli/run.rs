@@ -102,6 +102,7 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
         observer: &NoObserver,
         leases: &Leases::default(),
         files: None,
+        gate: None,
     };
     let stdin = if arguments.interactive { stdin::piped()? } else { engine::Stdin::OfSpec };
     let cancel = CancellationToken::new();

@@ -81,6 +81,10 @@ pub struct CreateRun {
     #[schema(minimum = -1000, maximum = 1000)]
     priority: Option<i64>,
     output_encoding: Option<OutputEncoding>,
+    /// `false`: once the run has ended nothing of what it wrote is kept. Whoever waits for it or follows it has it
+    /// all the same.
+    #[schema(default = true)]
+    keep_output: Option<bool>,
     /// Words of the client's own, given back with the run.
     labels: Option<BTreeMap<String, String>>,
 }
@@ -151,6 +155,7 @@ impl CreateRun {
                 "output_encoding",
                 &[("auto", OutputEncoding::Auto), ("base64", OutputEncoding::Base64)],
             ),
+            keep_output: fields.boolean("keep_output"),
             labels: fields.texts("labels", MAX_LABELS).map(BTreeMap::from_iter),
         }
     }
@@ -196,6 +201,7 @@ impl CreateRun {
             pull: self.pull.unwrap_or_default(),
             on_output_limit: self.on_output_limit.unwrap_or_default(),
             output_encoding: self.output_encoding.unwrap_or_default(),
+            keep_output: self.keep_output.unwrap_or(true),
             priority,
             labels,
             ..RunSpec::new(self.image, command)

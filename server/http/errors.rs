@@ -1,7 +1,7 @@
 //! What other rooms call their errors, and which problem each is to a client.
 
-use engine::SubmitError;
 use engine::files::FilesError;
+use engine::{StoreError, SubmitError};
 use image::ImageError;
 
 use super::problem::{self, BadValue, Kind, Problem};
@@ -51,6 +51,8 @@ impl From<SubmitError> for Problem {
                 let detail = format!("{error} any more; upload it again with `POST /files`");
                 Problem::invalid(vec![BadValue::at("/files", detail)])
             }
+            SubmitError::KeyReused => problem::KEY_REUSED.problem(),
+            SubmitError::Store => problem::RUN_STORE_FAILED.problem(),
         }
     }
 }
@@ -68,6 +70,13 @@ impl From<FilesError> for Problem {
                 problem::FILES_FAILED.problem()
             }
         }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %Chain(&error), "the file of runs failed");
+        problem::RUN_STORE_FAILED.problem()
     }
 }
 

@@ -54,7 +54,7 @@ pub async fn watch(
     query: Parameters,
 ) -> Result<Response, Problem> {
     query.finish()?;
-    let watcher = app.engine.watch(id).ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
+    let watcher = app.engine.watch(id).await?.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
     let seen = Seen::read(&headers, &watcher)?;
     if seen.told == Told::Result {
         // What makes a browser's EventSource stop asking.
@@ -64,7 +64,7 @@ pub async fn watch(
 }
 
 /// The answer to who submitted a run and wants to see it go. Hanging up before the end drops `leaving`.
-pub fn of_new_run(app: &App, watcher: Watcher, leaving: Option<CancelOnDrop>) -> Response {
+pub fn of_run(app: &App, watcher: Watcher, leaving: Option<CancelOnDrop>) -> Response {
     Follower::new(app, watcher, Seen::default(), leaving).reply()
 }
 
@@ -191,6 +191,8 @@ struct Follower {
 enum Next {
     Event(String),
     Result(RunJson),
+    /// The server stops; the run goes on with the next one.
+    Over,
 }
 
 impl Follower {
@@ -241,6 +243,7 @@ impl Follower {
                 self.result = Some(json);
                 Some(format!("event: result\nid: {}\ndata: ", self.seen).into())
             }
+            Next::Over => None,
         }
     }
 }
@@ -267,7 +270,10 @@ fn news(watcher: &Watcher, seen: &mut Seen, encoding: OutputEncoding, turn: &mut
             }
         }
     }
-    (state == Told::Finished).then(|| result(watcher, &run, seen))
+    if state == Told::Finished {
+        return Some(result(watcher, &run, seen));
+    }
+    watcher.is_over().then_some(Next::Over)
 }
 
 fn result(watcher: &Watcher, run: &Run, seen: &mut Seen) -> Next {

@@ -60,6 +60,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub fn boolean(&mut self, name: &str) -> Option<bool> {
+        match self.take(name)? {
+            Value::Bool(value) => Some(value),
+            other => {
+                self.refuse(name, format!("must be true or false, not {}", kind(&other)));
+                None
+            }
+        }
+    }
+
     /// A whole number; `5.0` is one.
     pub fn integer(&mut self, name: &str) -> Option<i64> {
         let value = self.take(name)?;

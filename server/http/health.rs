@@ -30,7 +30,7 @@ pub async fn healthz() -> &'static str {
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "server",
     responses(
         (status = 200, description = "The server takes work", body = String, content_type = "text/plain", example = "ready\n"),
-        (status = 503, description = "It is stopping, has lost its launcher, or its disk is full", body = Document,
+        (status = 503, description = "It is stopping, has lost its launcher, or can't write to its disk", body = Document,
          content_type = "application/problem+json")))]
 pub async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
     let disk = Disk::below(&app.config.records_dir());
@@ -45,7 +45,10 @@ fn not_ready(app: &App, disk: Option<Disk>) -> Option<&'static problem::Kind> {
     if app.engine.is_draining() {
         return Some(&problem::DRAINING);
     }
-    disk.is_some_and(|disk| disk.free_bytes < DISK_ROOM_MIN_BYTES).then_some(&problem::STORE_FULL)
+    if disk.is_some_and(|disk| disk.free_bytes < DISK_ROOM_MIN_BYTES) {
+        return Some(&problem::STORE_FULL);
+    }
+    app.engine.store_is_broken().is_some().then_some(&problem::RUN_STORE_FAILED)
 }
 
 /// What this server is, what it enforces and what it allows.

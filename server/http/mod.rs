@@ -30,6 +30,8 @@ pub mod create_run;
 pub mod docs;
 pub mod errors;
 pub mod fields;
+mod filter;
+pub mod idempotency;
 mod impatient;
 pub mod json;
 pub mod pieces;

@@ -77,7 +77,9 @@ impl RunJson {
     /// `None` where the JSON does not have the outputs where they belong, which would be our mistake.
     pub fn new(watcher: Watcher) -> Option<Self> {
         let run = watcher.run();
-        let (reply, encodings) = RunReply::without_outputs(&run);
+        let shapes = [Stream::Stdout, Stream::Stderr].map(|stream| watcher.shape(stream));
+        let reply = RunReply::without_outputs(&run, shapes);
+        let encodings = reply.encodings();
         let json = serde_json::to_string(&reply).ok()?;
         // A quotation mark inside a string is escaped: the first that stands so is the field.
         let (head, rest) = json.split_once("\"stdout\":\"\"")?;

@@ -60,6 +60,9 @@ kinds! {
         "The `Range` begins behind the last byte that the run has written. While it goes there may be more later.";
     INVALID_REQUEST = "invalid-request", 422, "The request has values that can't be accepted",
         "Each entry of `errors` names one value, by JSON pointer or by parameter, and says what is allowed.";
+    KEY_REUSED = "idempotency-key-reused", 422, "The key stands for another request",
+        "Another body was sent under the same `Idempotency-Key` within the last 24 hours. Send that body again for that \
+         run, or use another key for another run.";
     IMAGE_NOT_FOUND = "image-not-found", 422, "The image does not exist",
         "The registry has no image of that name, tag or digest, or hides it without credentials.";
     IMAGE_NOT_ALLOWED = "image-not-allowed", 422, "The image is not allowed here",
@@ -108,6 +111,9 @@ kinds! {
         "There is no room for the image. Drop images with `DELETE /images/{reference}`, or make room.";
     FILES_FULL = "files-full", 503, "There is no room for the file",
         "The store of files is full of what runs use just now. Try again later, or ask the operator for more room.";
+    RUN_STORE_FAILED = "run-store-failed", 503, "Runs can't be written down",
+        "The file in which the server remembers runs can't be written or read; its log says why. Runs for which the \
+         client waits still take place; send others to another server, or later.";
     PULL_TIMEOUT = "pull-timeout", 504, "The pull took too long",
         "The image did not arrive within the server's pull deadline. What has arrived is not lost; try again.";
 }

@@ -39,7 +39,7 @@ pub async fn stdout(
     headers: HeaderMap,
     query: Parameters,
 ) -> Result<Response, Problem> {
-    show(&app, path, Stream::Stdout, &method, &headers, query)
+    show(&app, path, Stream::Stdout, &method, &headers, query).await
 }
 
 /// Gives the bytes that a run wrote to its standard error, as far as they were kept.
@@ -64,10 +64,10 @@ pub async fn stderr(
     headers: HeaderMap,
     query: Parameters,
 ) -> Result<Response, Problem> {
-    show(&app, path, Stream::Stderr, &method, &headers, query)
+    show(&app, path, Stream::Stderr, &method, &headers, query).await
 }
 
-fn show(
+async fn show(
     app: &App,
     RunPath(id): RunPath,
     stream: Stream,
@@ -76,7 +76,7 @@ fn show(
     query: Parameters,
 ) -> Result<Response, Problem> {
     query.finish()?;
-    let watcher = app.engine.watch(id).ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
+    let watcher = app.engine.watch(id).await?.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
     let extent = watcher.extent(stream);
     // A range is for GET alone, and without a validator nobody can say `If-Range`.
     let ranged = method == Method::GET && !headers.contains_key(header::IF_RANGE);

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::display::Base64Display;
 use base64::prelude::BASE64_STANDARD;
+use engine::Shape;
 use jiff::Timestamp;
 use run::{
     Encoding, FileId, ImageRef, LimitHit, Limits, OutputContent, OutputEncoding, Run, RunId, RunOutput,
@@ -153,11 +154,29 @@ pub enum OutcomeName {
 }
 
 impl<'a> RunReply<'a> {
-    /// With nothing in its outputs, and beside it how these are encoded.
-    pub fn without_outputs(run: &'a Run) -> (Self, [Encoding; 2]) {
-        let reply = Self::from(run);
-        let encodings = [reply.stdout_encoding, reply.stderr_encoding];
-        (Self { stdout: Text::Utf8(""), stderr: Text::Utf8(""), ..reply }, encodings)
+    /// With nothing in its outputs but all that is said about them.
+    pub fn without_outputs(run: &'a Run, [stdout, stderr]: [Shape; 2]) -> Self {
+        let encoding = |shape: Shape| match run.output_encoding {
+            OutputEncoding::Auto => shape.encoding,
+            OutputEncoding::Base64 => Encoding::Base64,
+        };
+        Self {
+            stdout: Text::Utf8(""),
+            stdout_encoding: encoding(stdout),
+            stdout_bytes: stdout.bytes as usize,
+            stdout_total_bytes: stdout.total,
+            stdout_truncated: stdout.total > stdout.bytes,
+            stderr: Text::Utf8(""),
+            stderr_encoding: encoding(stderr),
+            stderr_bytes: stderr.bytes as usize,
+            stderr_total_bytes: stderr.total,
+            stderr_truncated: stderr.total > stderr.bytes,
+            ..Self::from(run)
+        }
+    }
+
+    pub fn encodings(&self) -> [Encoding; 2] {
+        [self.stdout_encoding, self.stderr_encoding]
     }
 }
 

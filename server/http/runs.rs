@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use engine::RunHandle;
-use run::{Outcome, Run, RunId, RunState};
+use engine::{RunHandle, Taken};
+use run::{Run, RunId, RunState};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -15,6 +15,8 @@ use super::auth::Caller;
 use super::body::JsonBody;
 use super::create_run::CreateRun;
 use super::events::{self, WantsEvents};
+use super::filter::Filter;
+use super::idempotency::IdempotencyKey;
 use super::prefer::Prefer;
 use super::problem::{self, Document, Problem};
 use super::query::{Parameters, RunPath};
@@ -24,26 +26,37 @@ use super::{App, files};
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 500;
 
+const STAYS_QUEUED: &str = "the server is being stopped before the run has started; it stays queued and starts when \
+                            the server is back: ask again with the same key";
+const KEY_OUTLIVES_RUN: &str = "the run that was made under this key has been forgotten, and is not made again; use \
+                                another key";
+
 /// A page ends early where its runs' outputs are larger than this together: the reply holds a copy of them,
 /// up to six times as long where every byte has to be escaped.
-const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+const PAGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Runs one command in a fresh sandbox and answers when it has ended.
 ///
 /// Whatever the program did, a run that took place is `200`. With `Prefer: respond-async` the reply is
 /// `202` at once, with `Prefer: wait=N` after at most that many seconds; `GET` the `Location` for the end.
 /// With `Accept: text/event-stream` the reply is the events of `GET /runs/{id}/events`, as they come.
-/// A client that goes away while it waits without such a preference cancels its run.
+/// A client that goes away while it waits without such a preference or a key cancels its run.
 #[utoipa::path(post, path = "/runs", operation_id = "create_run", tag = "runs", request_body = CreateRun,
     params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds; with \
-            `handling=strict` a run that would not start within N is refused")),
+            `handling=strict` a run that would not start within N is refused"),
+           ("Idempotency-Key" = Option<String>, Header, max_length = 255,
+            description = "The client's own name for this request, good for 24 hours: the same request under the same \
+                           key is the same run, whether it still goes or has ended, also after a restart")),
     responses(
         (status = 200, description = "The run took place; see `outcome`",
          content((RunReply = "application/json"), (String = "text/event-stream")),
          headers(("Server-Timing" = String, description = "Where the time went"))),
         (status = 202, description = "The run goes on; `GET` the `Location`", body = RunReply,
          headers(("Location" = String, description = "The run's path"))),
-        (status = 422, description = "A value is bad, or the image does not exist or is not allowed",
+        (status = 404, description = "The run of this key has been forgotten", body = Document,
+         content_type = "application/problem+json"),
+        (status = 422, description = "A value is bad, the image does not exist or is not allowed, or the key stands for \
+         another request",
          body = Document, content_type = "application/problem+json"),
         (status = 429, description = "The queue is full, or the key allows no more", body = Document, content_type = "application/problem+json",
          headers(("Retry-After" = u64, description = "Seconds"))),
@@ -59,39 +72,68 @@ pub async fn create(
     caller: Caller,
     prefer: Prefer,
     WantsEvents(events): WantsEvents,
+    key: IdempotencyKey,
     body: JsonBody,
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
+    let key = key.of(caller.principal.name.as_str(), &value);
     let spec = CreateRun::spec(value, &app.allowed, &caller.principal, &files::lookup(&app, &caller))?;
-    if let Some(wait) = prefer.wait.filter(|_| prefer.strict) {
+    // What goes already need not start in time.
+    if let Some(wait) = prefer.wait.filter(|_| prefer.strict && !app.engine.knows(key.as_ref())) {
         app.engine.check_wait(&spec.principal.name, wait)?;
     }
-    let handle = app.engine.submit(spec)?;
     let most_s = app.config.wait_max_s;
     let patience = prefer.patience(most_s);
-    if events {
-        let leaving = patience.is_none().then(|| handle.cancel_on_drop());
-        hold_to_the_end(&handle, share);
-        return Ok(events::of_new_run(&app, handle.watch(), leaving));
-    }
-    let Some(patience) = patience else {
-        let leaving = handle.cancel_on_drop();
-        let run = handle.wait(None).await;
-        leaving.disarm();
-        return reply::finished(&run);
+    // Whoever may come back for the run is promised it; a client that just waits takes it along when it goes.
+    let promised = patience.is_some() || key.is_some();
+    let handle = match promised {
+        false => app.engine.submit(spec)?,
+        true => match app.engine.promise(spec, key).await? {
+            Taken::New(handle) => handle,
+            Taken::Known(id) => match app.engine.live(id) {
+                Some(handle) => handle,
+                None => return again(&app, id, events, prefer).await,
+            },
+        },
     };
     hold_to_the_end(&handle, share);
-    let run = handle.wait(Some(patience)).await;
-    let reply = if run.state == RunState::Finished && !patience.is_zero() {
-        reply::finished(&run)?
-    } else {
-        accepted(&run)
+    let leaving = (!promised).then(|| handle.cancel_on_drop());
+    if events {
+        return Ok(events::of_run(&app, handle.watch(), leaving));
+    }
+    let run = handle.wait(patience).await;
+    if let Some(leaving) = leaving {
+        leaving.disarm();
+    }
+    answer(&app, &run, prefer)
+}
+
+/// The answer about a run that was waited for as long as the client wanted.
+fn answer(app: &App, run: &Run, prefer: Prefer) -> Result<Response, Problem> {
+    let most_s = app.config.wait_max_s;
+    let reply = match prefer.patience(most_s) {
+        Some(patience) if patience.is_zero() => accepted(run),
+        _ if run.state == RunState::Finished => reply::finished(run)?,
+        Some(_) => accepted(run),
+        None => return Err(problem::DRAINING.detail(STAYS_QUEUED).about_run(run.id)),
     };
     Ok(prefer.applied(most_s, reply))
 }
 
+/// The answer about a run that was asked for before, and has ended.
+async fn again(app: &App, id: RunId, events: bool, prefer: Prefer) -> Result<Response, Problem> {
+    let forgotten = || problem::RUN_NOT_FOUND.detail(KEY_OUTLIVES_RUN).about_run(id);
+    if events {
+        let watcher = app.engine.watch(id).await?.ok_or_else(forgotten)?;
+        return Ok(events::of_run(app, watcher, None));
+    }
+    let run = app.engine.get(id).await?.ok_or_else(forgotten)?;
+    answer(app, &run, prefer)
+}
+
 /// What a request holds in memory counts for as long as its run has not ended, whoever waits for it.
 fn hold_to_the_end(handle: &RunHandle, share: Option<OwnedSemaphorePermit>) {
+    // A small body has none, and no task has to be made for it.
     let Some(share) = share else { return };
     let waiting = handle.clone();
     tokio::spawn(async move {
@@ -122,29 +164,41 @@ pub async fn get(
     query: Parameters,
 ) -> Result<Response, Problem> {
     query.finish()?;
-    let Some(wait) = prefer.wait else { return show(app.engine.get(id)) };
+    let Some(wait) = prefer.wait else { return show(app.engine.get(id).await?) };
     let prefer = Prefer { wait: Some(wait), ..Prefer::default() };
     let most_s = app.config.wait_max_s;
-    show(app.engine.wait(id, prefer.patience(most_s)).await).map(|reply| prefer.applied(most_s, reply))
+    show(app.engine.wait(id, prefer.patience(most_s)).await?).map(|reply| prefer.applied(most_s, reply))
 }
 
 fn show(run: Option<Arc<Run>>) -> Result<Response, Problem> {
     run.map(|run| reply::run(StatusCode::OK, &run)).ok_or_else(|| problem::RUN_NOT_FOUND.problem())
 }
 
-/// Cancels a run and answers when every process of it is dead. One that has ended is left as it is.
+/// Cancels a run and answers when every process of it is dead. One that has ended is left as it is, or, with
+/// `purge=true`, is forgotten with all that it wrote.
 #[utoipa::path(delete, path = "/runs/{id}", operation_id = "cancel_run", tag = "runs",
-    params(("id" = String, Path, format = Uuid, description = "The run's id")),
+    params(("id" = String, Path, format = Uuid, description = "The run's id"),
+           ("purge" = Option<bool>, Query, description = "Forget the run once it has ended")),
     responses((status = 200, description = "The run, which has ended", body = RunReply),
               (status = 404, description = "There is no such run", body = Document,
+               content_type = "application/problem+json"),
+              (status = 422, description = "A parameter is bad", body = Document,
+               content_type = "application/problem+json"),
+              (status = 503, description = "Runs can't be forgotten just now", body = Document,
                content_type = "application/problem+json")))]
 pub async fn cancel(
     State(app): State<Arc<App>>,
     RunPath(id): RunPath,
-    query: Parameters,
+    mut query: Parameters,
 ) -> Result<Response, Problem> {
+    let purge = query.choice("purge", &[("true", true), ("false", false)]).unwrap_or_default();
     query.finish()?;
-    show(app.engine.cancel(id).await)
+    let run = app.engine.cancel(id).await?;
+    // A run that is left to the next server has not ended.
+    if purge && run.as_ref().is_some_and(|run| run.state == RunState::Finished) {
+        app.engine.forget(id).await?;
+    }
+    show(run)
 }
 
 /// Some of the server's runs, the newest first.
@@ -164,7 +218,8 @@ pub struct RunListReply<'a> {
            ("label" = Option<String>, Query, description = "Only runs with this label, as `key:value`"),
            ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
            ("limit" = Option<usize>, Query, minimum = 1, maximum = 500,
-            description = "50 if absent. A page has fewer runs where their outputs are large; `next_cursor` tells")),
+            description = "50 if absent. A page has fewer runs where their outputs are large or few of many match; \
+                           `next_cursor` tells whether there are more")),
     responses((status = 200, description = "Runs", body = RunListReply),
               (status = 422, description = "A parameter is bad", body = Document,
                content_type = "application/problem+json")))]
@@ -176,73 +231,10 @@ pub async fn list(
     let limit = query.number("limit", 1..=LIST_MAX, LIST_DEFAULT);
     let filter = Filter::read(&mut query);
     query.finish()?;
-    // One more than asked for tells whether there is another page.
-    let mut runs =
-        app.engine.list(limit + 1, |run| caller.principal.sees(&run.principal) && filter.matches(run));
-    let most = limit.min(fitting(&runs));
-    let next_cursor = (runs.len() > most).then(|| runs.truncate(most)).and_then(|()| runs.last());
-    let next_cursor = next_cursor.map(|run| run.id.to_string());
-    let runs = runs.iter().map(|run| RunReply::from(&**run)).collect();
+    let before = filter.before;
+    let matches = move |run: &Run| caller.principal.sees(&run.principal) && filter.matches(run);
+    let found = app.engine.list(before, limit, PAGE_BYTES_MAX, matches).await?;
+    let next_cursor = found.until.map(|run| run.to_string());
+    let runs = found.runs.iter().map(|run| RunReply::from(&**run)).collect();
     Ok(Json(RunListReply { runs, next_cursor }).into_response())
-}
-
-/// How many of these runs one page can hold: at least one, or there would be no way past it.
-fn fitting(runs: &[Arc<Run>]) -> usize {
-    let mut bytes = 0_usize;
-    let fits = |run: &&Arc<Run>| {
-        bytes += run.stdout.bytes.len() + run.stderr.bytes.len();
-        bytes <= PAGE_BYTES_MAX
-    };
-    runs.iter().take_while(fits).count().max(1)
-}
-
-/// What `GET /runs` was asked to leave out.
-#[derive(Debug, Default)]
-struct Filter {
-    state: Option<RunState>,
-    outcome: Option<&'static str>,
-    image: Option<String>,
-    label: Option<(String, String)>,
-    before: Option<RunId>,
-}
-
-impl Filter {
-    fn read(query: &mut Parameters) -> Self {
-        let states = [
-            ("queued", RunState::Queued),
-            ("preparing", RunState::Preparing),
-            ("running", RunState::Running),
-            ("finished", RunState::Finished),
-        ];
-        let label = query.take("label").and_then(|text| match text.split_once(':') {
-            Some((key, value)) => Some((key.to_owned(), value.to_owned())),
-            None => {
-                query.refuse("label", "must be like key:value");
-                None
-            }
-        });
-        let before = query.take("cursor").and_then(|text| {
-            let id = text.parse().ok().map(RunId);
-            if id.is_none() {
-                query.refuse("cursor", "must be the `next_cursor` of an earlier page");
-            }
-            id
-        });
-        Self {
-            state: query.choice("state", &states),
-            outcome: query.choice("outcome", &Outcome::NAMES.map(|name| (name, name))),
-            image: query.take("image"),
-            label,
-            before,
-        }
-    }
-
-    fn matches(&self, run: &Run) -> bool {
-        let outcome = run.outcome.as_ref().map(Outcome::name);
-        self.state.is_none_or(|state| run.state == state)
-            && self.outcome.is_none_or(|wanted| outcome == Some(wanted))
-            && self.image.as_ref().is_none_or(|image| run.image.reference == *image)
-            && self.label.as_ref().is_none_or(|(key, value)| run.labels.get(key) == Some(value))
-            && self.before.is_none_or(|before| run.id < before)
-    }
 }

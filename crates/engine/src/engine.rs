@@ -1,29 +1,25 @@
-//! The engine: takes runs, carries each through its life in a task of its own, and answers questions
-//! about them. No lock is held while anything is waited for.
+//! The engine: takes runs, gives each a task of its own in which it lives, and answers questions about them.
+//! No lock is held while anything is waited for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
-use run::{ImageRef, Outcome, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
+use run::{ImageRef, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::admission::{Admission, Budget, Refused, Slot, Ticket, TooLarge};
-use crate::execute::{Executed, Stdin, Step, execute, ms};
+use crate::admission::{Admission, Budget, Refused, Ticket, TooLarge};
+use crate::drive::{drive, interrupted, unable};
 use crate::files::Files;
-use crate::launcher::Control;
 use crate::live::{Live, RunHandle};
 use crate::observer::{Observer, Rejection};
-use crate::store::{FinishedRuns, Keep};
-use crate::watcher::Watcher;
-use crate::{Context, Images, Launcher, Leases, PoolCounts};
-use sandbox::protocol::Event;
-
-/// How long a slot waits for the traces of its run to go.
-const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
+use crate::store::{Key, Known, Promise, RunStore, StoreError, Unfinished};
+use crate::{Images, Launcher, Leases, PoolCounts};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -33,10 +29,6 @@ pub struct Config {
     pub queue_capacity: usize,
     /// What all runs together may claim of the host.
     pub budget: Budget,
-    pub kept_runs: usize,
-    /// Of the outputs of finished runs.
-    pub kept_bytes: u64,
-    pub kept_for: Duration,
     /// Limits that this host can't enforce, as every run says.
     pub not_enforced: Vec<String>,
     /// Where uploaded files are, if there are any.
@@ -62,6 +54,18 @@ pub enum SubmitError {
     LauncherLost,
     #[error("there is no file {}", file.id)]
     NoSuchFile { file: StoredFile },
+    #[error("the key stands for another request")]
+    KeyReused,
+    #[error("the run can't be written down")]
+    Store,
+}
+
+/// What became of a run that was asked for under a key, or that is to outlive its client.
+#[derive(Debug)]
+pub enum Taken {
+    New(RunHandle),
+    /// The same was asked before.
+    Known(RunId),
 }
 
 /// How busy the engine is.
@@ -80,29 +84,36 @@ pub struct Counts {
     pub pool: PoolCounts,
 }
 
+/// What a run holds from its submission on.
+pub(crate) struct Admitted {
+    pub(crate) ticket: Ticket,
+    pub(crate) leases: Leases,
+}
+
 /// Cheap to clone; all clones are the same engine.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: Config,
-    images: Arc<dyn Images>,
-    launcher: Arc<dyn Launcher>,
-    observer: Arc<dyn Observer>,
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) launcher: Arc<dyn Launcher>,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) store: Arc<dyn RunStore>,
     admission: Arc<Admission>,
     runs: Mutex<Runs>,
     tasks: TaskTracker,
-    draining: CancellationToken,
-    lost: CancellationToken,
+    pub(crate) draining: CancellationToken,
+    pub(crate) lost: CancellationToken,
 }
 
-struct Runs {
-    live: HashMap<RunId, Arc<Live>>,
-    finished: FinishedRuns,
-    running: usize,
-    ending: usize,
+#[derive(Default)]
+pub(crate) struct Runs {
+    pub(crate) live: HashMap<RunId, Arc<Live>>,
+    pub(crate) running: usize,
+    pub(crate) ending: usize,
 }
 
 impl std::fmt::Debug for Inner {
@@ -118,20 +129,16 @@ impl Engine {
         images: Arc<dyn Images>,
         launcher: Arc<dyn Launcher>,
         observer: Arc<dyn Observer>,
+        store: Arc<dyn RunStore>,
     ) -> Self {
-        let keep = Keep { runs: config.kept_runs, bytes: config.kept_bytes, time: config.kept_for };
         let inner = Arc::new(Inner {
             admission: Admission::new(config.slots, config.queue_capacity, config.budget.clone()),
             config,
             images,
             launcher,
             observer,
-            runs: Mutex::new(Runs {
-                live: HashMap::new(),
-                finished: FinishedRuns::new(keep),
-                running: 0,
-                ending: 0,
-            }),
+            store,
+            runs: Mutex::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             lost: CancellationToken::new(),
@@ -140,8 +147,93 @@ impl Engine {
         Self { inner }
     }
 
-    /// Takes a run, or says why not. It goes on whatever becomes of the caller.
+    /// Takes a run, or says why not. It goes on whatever becomes of the caller, but not beyond the server.
     pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
+        let admitted = self.admit(&spec)?;
+        let live = self.enlist(self.queued(&spec), &admitted.ticket, false);
+        self.inner.tasks.spawn(drive(Arc::clone(&self.inner), Arc::clone(&live), spec, admitted));
+        Ok(RunHandle { live })
+    }
+
+    /// Takes a run that will come to its end even if the server does first: once this has answered, it is
+    /// written down. Under a key that stands for the same request already, it is that run.
+    pub async fn promise(&self, spec: RunSpec, key: Option<Key>) -> Result<Taken, SubmitError> {
+        if let Some(key) = &key
+            && let Some(known) = self.inner.store.known(key).map_err(not_written)?
+        {
+            return taken(known);
+        }
+        let admitted = self.admit(&spec)?;
+        let live = self.enlist(self.queued(&spec), &admitted.ticket, true);
+        let (answer, taken) = oneshot::channel();
+        // A task of its own from here on: a client that goes away must not leave it half promised.
+        self.inner.tasks.spawn(self.clone().write_and_drive(live, spec, key, admitted, answer));
+        taken.await.unwrap_or(Err(SubmitError::Stopping))
+    }
+
+    /// Whether a key stands for a run already.
+    pub fn knows(&self, key: Option<&Key>) -> bool {
+        key.is_some_and(|key| self.inner.store.known(key).is_ok_and(|known| known.is_some()))
+    }
+
+    async fn write_and_drive(
+        self,
+        live: Arc<Live>,
+        spec: RunSpec,
+        key: Option<Key>,
+        admitted: Admitted,
+        answer: oneshot::Sender<Result<Taken, SubmitError>>,
+    ) {
+        let spec = Arc::new(spec);
+        let promise = Promise { run: live.run(), spec: Arc::clone(&spec), key };
+        let refused = match self.inner.store.promise(promise).await {
+            Ok(None) => {
+                let _ = answer.send(Ok(Taken::New(RunHandle { live: Arc::clone(&live) })));
+                return drive(self.inner, live, Arc::unwrap_or_clone(spec), admitted).await;
+            }
+            // Somebody else was quicker with the same key.
+            Ok(Some(known)) => taken(known),
+            Err(error) => Err(not_written(error)),
+        };
+        self.inner.runs().live.remove(&live.id);
+        let _ = answer.send(refused);
+    }
+
+    /// Goes on with what an earlier server has promised: what had not started waits for its slot again, what
+    /// had started ends here.
+    pub async fn resume(&self) -> Result<(), StoreError> {
+        let mut ended = Vec::new();
+        for Unfinished { run, spec, started_at } in self.inner.store.unfinished()? {
+            if started_at.is_some() {
+                ended.push(interrupted(Run { started_at, ..run }));
+                continue;
+            }
+            match self.readmit(&spec) {
+                Ok(admitted) => {
+                    let live = self.enlist(run, &admitted.ticket, true);
+                    self.inner.tasks.spawn(drive(Arc::clone(&self.inner), live, spec, admitted));
+                }
+                Err(reason) => ended.push(unable(run, reason)),
+            }
+        }
+        let kept = ended.into_iter().map(async |run| {
+            self.inner.observer.finished(&run, None);
+            self.inner.store.kept(run).await
+        });
+        join_all(kept).await.into_iter().collect()
+    }
+
+    /// A place for a run that had one with an earlier server, which may have had other files and been larger.
+    fn readmit(&self, spec: &RunSpec) -> Result<Admitted, String> {
+        let leases = Leases::take(self.inner.config.files.as_ref(), spec);
+        let leases = leases.map_err(|file| format!("there is no file {} any more", file.id))?;
+        let ticket = self.inner.admission.enter_again(spec).map_err(|TooLarge { limit, asked, most }| {
+            format!("{limit} is {asked}; since a restart the server has no more than {most}")
+        })?;
+        Ok(Admitted { ticket, leases })
+    }
+
+    fn admit(&self, spec: &RunSpec) -> Result<Admitted, SubmitError> {
         let inner = &self.inner;
         if inner.lost.is_cancelled() {
             return Err(SubmitError::LauncherLost);
@@ -149,15 +241,18 @@ impl Engine {
         if inner.draining.is_cancelled() {
             return Err(SubmitError::Stopping);
         }
-        let leases = Leases::take(inner.config.files.as_ref(), &spec)
+        let leases = Leases::take(inner.config.files.as_ref(), spec)
             .map_err(|file| SubmitError::NoSuchFile { file })?;
-        let ticket = inner.admission.enter(&spec).map_err(|refused| inner.turned_away(refused))?;
+        let ticket = inner.admission.enter(spec).map_err(|refused| inner.turned_away(refused))?;
+        Ok(Admitted { ticket, leases })
+    }
+
+    fn enlist(&self, run: Run, ticket: &Ticket, promised: bool) -> Arc<Live> {
         let place = ticket.place().clone();
-        let queue_position = inner.admission.position(&place).map(|position| position as u64);
-        let live = Live::new(Run { queue_position, ..self.queued(&spec) }, place);
-        inner.runs().live.insert(live.id, Arc::clone(&live));
-        inner.tasks.spawn(drive(Arc::clone(inner), Arc::clone(&live), spec, leases, ticket));
-        Ok(RunHandle { live })
+        let queue_position = self.inner.admission.position(&place).map(|position| position as u64);
+        let live = Live::new(Run { queue_position, ..run }, place, promised);
+        self.inner.runs().live.insert(live.id, Arc::clone(&live));
+        live
     }
 
     fn queued(&self, spec: &RunSpec) -> Run {
@@ -186,19 +281,6 @@ impl Engine {
         }
     }
 
-    /// The run as it stands.
-    pub fn get(&self, id: RunId) -> Option<Arc<Run>> {
-        let runs = self.inner.runs();
-        match runs.live.get(&id) {
-            Some(live) => {
-                let live = Arc::clone(live);
-                drop(runs);
-                Some(self.inner.with_position(&live))
-            }
-            None => runs.finished.get(id),
-        }
-    }
-
     /// Whether a run would start within that time, as far as anybody can tell.
     pub fn check_wait(&self, principal: &PrincipalName, within: Duration) -> Result<(), SubmitError> {
         match self.inner.admission.expected_wait(principal) {
@@ -213,48 +295,6 @@ impl Engine {
     /// Everybody who has runs waiting for a slot, and how many.
     pub fn queued_by_principal(&self) -> Vec<(PrincipalName, usize)> {
         self.inner.admission.queued_by()
-    }
-
-    /// The run when it has finished, or as it stands when the time is over. No time means no end.
-    pub async fn wait(&self, id: RunId, time: Option<Duration>) -> Option<Arc<Run>> {
-        let live = self.inner.runs().live.get(&id).cloned();
-        match live {
-            Some(live) => Some(RunHandle { live }.wait(time).await),
-            None => self.get(id),
-        }
-    }
-
-    /// Cancels the run if it hasn't ended; answers when every process of it is dead.
-    pub async fn cancel(&self, id: RunId) -> Option<Arc<Run>> {
-        if let Some(live) = self.inner.runs().live.get(&id) {
-            live.cancel.cancel();
-        }
-        self.wait(id, None).await
-    }
-
-    /// Forgets a finished run.
-    pub fn forget(&self, id: RunId) {
-        self.inner.runs().finished.remove(id);
-    }
-
-    /// Runs, the newest first, as far as `wanted` takes them.
-    pub fn list(&self, limit: usize, wanted: impl Fn(&Run) -> bool) -> Vec<Arc<Run>> {
-        let runs = self.inner.runs();
-        let mut all: Vec<Arc<Run>> = runs.live.values().map(|live| live.run()).collect();
-        all.sort_unstable_by_key(|run| std::cmp::Reverse(run.id));
-        let mut found = merge(all, runs.finished.newest().cloned());
-        found.retain(|run| wanted(run));
-        found.truncate(limit);
-        found
-    }
-
-    /// Follows a run, in whatever state.
-    pub fn watch(&self, id: RunId) -> Option<Watcher> {
-        let runs = self.inner.runs();
-        match runs.live.get(&id) {
-            Some(live) => Some(Watcher::live(Arc::clone(live))),
-            None => runs.finished.get(id).map(Watcher::finished),
-        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -299,12 +339,15 @@ impl Engine {
     }
 }
 
-/// The newest first from two lists that are so already.
-fn merge(live: Vec<Arc<Run>>, finished: impl Iterator<Item = Arc<Run>>) -> Vec<Arc<Run>> {
-    let mut all: Vec<Arc<Run>> = live.into_iter().chain(finished).collect();
-    all.sort_unstable_by_key(|run| std::cmp::Reverse(run.id));
-    all.dedup_by_key(|run| run.id);
-    all
+fn taken(known: Known) -> Result<Taken, SubmitError> {
+    if known.same { Ok(Taken::Known(known.id)) } else { Err(SubmitError::KeyReused) }
+}
+
+/// Said once, by the store itself, when it broke.
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+fn not_written(error: StoreError) -> SubmitError {
+    tracing::debug!(cause = %error.source, "{error}");
+    SubmitError::Store
 }
 
 impl Inner {
@@ -326,7 +369,7 @@ impl Inner {
     }
 
     /// The run as it stands, and where it stands now if it still waits.
-    fn with_position(&self, live: &Live) -> Arc<Run> {
+    pub(crate) fn with_position(&self, live: &Live) -> Arc<Run> {
         let run = live.run();
         if run.state != RunState::Queued {
             return run;
@@ -335,7 +378,7 @@ impl Inner {
         Arc::new(Run { queue_position, ..Run::clone(&run) })
     }
 
-    fn runs(&self) -> MutexGuard<'_, Runs> {
+    pub(crate) fn runs(&self) -> MutexGuard<'_, Runs> {
         // A panic under this lock leaves the maps whole.
         self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -350,157 +393,5 @@ async fn watch_launcher(inner: std::sync::Weak<Inner>, launcher: Arc<dyn Launche
         for live in inner.runs().live.values() {
             live.cancel.cancel();
         }
-    }
-}
-
-/// The life of one run: queued → preparing → running → finished, and then the slot's.
-async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, leases: Leases, mut ticket: Ticket) {
-    let entered = Instant::now();
-    let slot = tokio::select! {
-        biased;
-        () = live.cancel.cancelled() => None,
-        slot = ticket.slot() => Some(slot),
-    };
-    drop(ticket);
-    let waited = entered.elapsed();
-    live.update(|run| run.timings.queue_ms = Some(ms(waited)));
-    let Some(slot) = slot else {
-        let executed = Executed::cancelled();
-        let lost = inner.lost.is_cancelled();
-        return finish(&inner, &live, if lost { executed.interrupted() } else { executed });
-    };
-    inner.observer.dequeued(waited);
-    live.update(|run| (run.state, run.queue_position) = (RunState::Preparing, None));
-    let context = Context {
-        images: &*inner.images,
-        launcher: &*inner.launcher,
-        observer: &*inner.observer,
-        leases: &leases,
-        files: inner.config.files.as_ref(),
-    };
-    let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
-    let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
-    let control = executed.control.take();
-    if executed.started_at.is_some() {
-        inner.runs().running -= 1;
-    }
-    if inner.lost.is_cancelled() && executed.outcome == Outcome::Cancelled {
-        executed = executed.interrupted();
-    }
-    finish(&inner, &live, executed);
-    tear_down(&inner, &live, control, slot).await;
-}
-
-fn follow(inner: &Inner, live: &Live, step: Step<'_>) {
-    match step {
-        Step::Image(image) => live.update(|run| run.image = image.clone()),
-        Step::Started => {
-            inner.runs().running += 1;
-            live.update(|run| (run.state, run.started_at) = (RunState::Running, Some(Timestamp::now())));
-        }
-        Step::Outputs { stdout, stderr } => live.writes_to(stdout, stderr),
-        Step::Wrote => live.wrote(),
-    }
-}
-
-fn finish(inner: &Inner, live: &Live, executed: Executed) {
-    let Executed {
-        outcome,
-        problem,
-        image,
-        stdout,
-        stderr,
-        outputs,
-        outputs_missing,
-        usage,
-        limit_hits,
-        timings,
-        started_at,
-        overshoot,
-        control: _,
-    } = executed;
-    live.update(|run| {
-        run.state = RunState::Finished;
-        run.queue_position = None;
-        run.outcome = Some(outcome);
-        run.problem = problem;
-        run.image = image.unwrap_or_else(|| run.image.clone());
-        (run.stdout, run.stderr) = (stdout, stderr);
-        (run.outputs, run.outputs_missing) = (Arc::new(outputs), outputs_missing);
-        (run.usage, run.limit_hits) = (usage, limit_hits);
-        run.timings = Timings { queue_ms: run.timings.queue_ms, ..timings };
-        run.started_at = started_at;
-        run.finished_at = Some(Timestamp::now());
-    });
-    let run = live.run();
-    inner.observer.finished(&run, overshoot);
-    {
-        let mut runs = inner.runs();
-        runs.live.remove(&live.id);
-        runs.finished.insert(run, Instant::now());
-    }
-}
-
-/// The answer is out; the slot is free only when nothing of the run is left.
-async fn tear_down(inner: &Inner, live: &Live, control: Option<Box<dyn Control>>, slot: Slot) {
-    let Some(mut control) = control else { return drop(slot) };
-    inner.runs().ending += 1;
-    let began = Instant::now();
-    let gone = tokio::time::timeout(TEARDOWN_PATIENCE, async {
-        loop {
-            match control.next().await {
-                Ok(Some(Event::TornDown { clean, .. })) => return clean,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return false,
-            }
-        }
-    });
-    let clean = gone.await.unwrap_or(false);
-    let took = began.elapsed();
-    inner.runs().ending -= 1;
-    inner.launcher.refill();
-    inner.observer.torn_down(took, clean);
-    remember_teardown(inner, live.id, took);
-    drop(slot);
-}
-
-fn remember_teardown(inner: &Inner, id: RunId, took: Duration) {
-    let mut runs = inner.runs();
-    if let Some(mut run) = runs.finished.get(id) {
-        // The outputs are shared, not copied, when somebody is reading the run just now.
-        Arc::make_mut(&mut run).timings.teardown_ms = Some(ms(took));
-        runs.finished.replace(run);
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests_support {
-    use super::*;
-
-    /// A finished run that wrote this many bytes.
-    pub(crate) fn finished_run(bytes: usize) -> Arc<Run> {
-        Arc::new(Run {
-            id: RunId(Uuid::now_v7()),
-            principal: Default::default(),
-            state: RunState::Finished,
-            queue_position: None,
-            outcome: Some(Outcome::Exited { code: 0 }),
-            problem: None,
-            stdout: Output { bytes: vec![0; bytes].into(), total: bytes as u64 },
-            stderr: Output::default(),
-            outputs: Arc::default(),
-            outputs_missing: Vec::new(),
-            usage: None,
-            limits: run::Limits::default(),
-            limit_hits: Vec::new(),
-            not_enforced: Vec::new(),
-            image: ImageRef { reference: "x".into(), digest: None },
-            timings: Timings::default(),
-            created_at: Timestamp::now(),
-            started_at: None,
-            finished_at: None,
-            output_encoding: run::OutputEncoding::Auto,
-            labels: Default::default(),
-        })
     }
 }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use image::ImageError;
 use jiff::Timestamp;
 use run::{
@@ -34,6 +35,14 @@ pub struct Context<'a> {
     pub leases: &'a Leases,
     /// Where outputs go that are too large for the reply.
     pub files: Option<&'a Files>,
+    /// Asked before a program is started, where there is something to be done first.
+    pub gate: Option<&'a dyn Gate>,
+}
+
+/// What comes before the start of a program.
+pub trait Gate: Send + Sync {
+    /// Lets the run start, or says why it must not.
+    fn pass(&self) -> BoxFuture<'_, Result<(), String>>;
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -87,7 +96,7 @@ impl std::fmt::Debug for Executed {
 }
 
 impl Executed {
-    fn without_a_run(outcome: Outcome) -> Self {
+    pub(crate) fn without_a_run(outcome: Outcome) -> Self {
         Self {
             outcome,
             problem: None,
@@ -123,9 +132,9 @@ impl Executed {
         Self { problem: Some(problem), ..Self::without_a_run(Outcome::SandboxError { detail }) }
     }
 
-    /// The launcher died. What we then cancelled was not cancelled by anybody's wish.
-    pub(crate) fn interrupted(self) -> Self {
-        let detail = "the launcher died before the run had ended".to_owned();
+    /// Something of ours died. What we then cancelled was not cancelled by anybody's wish.
+    pub(crate) fn interrupted(self, who: &str) -> Self {
+        let detail = format!("the {who} died before the run had ended");
         let problem = problem("interrupted", &detail);
         Self { outcome: Outcome::SandboxError { detail }, problem: Some(problem), ..self }
     }
@@ -151,7 +160,7 @@ pub async fn execute(
     let image_took = asked.elapsed();
     let image = ImageRef { reference: lease.reference.clone(), digest: lease.digest.clone() };
     on_step(Step::Image(&image));
-    let mut executed = match launch(context, spec, &lease, stdin).await {
+    let mut executed = match pass_and_launch(context, spec, &lease, stdin).await {
         Ok((launched, outputs)) => {
             let run = Running {
                 spec,
@@ -174,6 +183,18 @@ pub async fn execute(
     executed.timings.image_ms = Some(ms(image_took));
     executed
 } // `lease` is dropped here: now the layers may be collected.
+
+async fn pass_and_launch(
+    context: Context<'_>,
+    spec: &RunSpec,
+    lease: &image::Lease,
+    stdin: Stdin,
+) -> Result<(Launched, Option<pipe::Receiver>), Executed> {
+    if let Some(gate) = context.gate {
+        gate.pass().await.map_err(Executed::sandbox_error)?;
+    }
+    launch(context, spec, lease, stdin).await
+}
 
 async fn launch(
     context: Context<'_>,

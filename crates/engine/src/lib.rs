@@ -1,6 +1,8 @@
 //! From submitted to finished: who may run when, what a run goes through, and what is remembered of
 //! it. The engine knows images and sandboxes by their doors only, and nothing of HTTP.
 
+mod ask;
+mod drive;
 mod engine;
 mod execute;
 
@@ -22,8 +24,9 @@ mod observer;
 mod pool;
 
 pub use admission::Budget;
-pub use engine::{Config, Counts, Engine, SubmitError};
-pub use execute::{Context, Executed, Stdin, Step, execute, problem_name};
+pub use ask::Runs;
+pub use engine::{Config, Counts, Engine, SubmitError, Taken};
+pub use execute::{Context, Executed, Gate, Stdin, Step, execute, problem_name};
 pub use files::Leases;
 pub use images::Images;
 pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLauncher};
@@ -31,4 +34,7 @@ pub use live::{CancelOnDrop, RunHandle};
 pub use observer::{NoObserver, Observer, Rejection, Startup};
 pub use output::Kept;
 pub use pool::PoolCounts;
+pub use store::{
+    EmbeddedStore, Finished, Keep, Key, Known, Page, Promise, RunStore, Shape, StoreError, Unfinished, Wanted,
+};
 pub use watcher::{Extent, Piece, Watcher};

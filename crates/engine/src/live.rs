@@ -1,6 +1,7 @@
 //! A run under way, and everything by which others follow it: its state, what it has written so far, and
 //! their wish that it end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,7 +18,13 @@ pub(crate) struct Live {
     /// Where it stands, or stood, in the queue.
     pub(crate) place: Place,
     pub(crate) state: watch::Sender<Arc<Run>>,
+    /// Somebody may come back for it: it is written down, and outlives the server.
+    pub(crate) promised: bool,
     pub(crate) cancel: CancellationToken,
+    /// A client wanted its end, and not only we.
+    unwanted: AtomicBool,
+    /// It is left to the next server.
+    parked: AtomicBool,
     /// Known once the run was handed to the launcher.
     outputs: OnceLock<[Arc<Kept>; 2]>,
     /// Wakes whoever has seen everything there was to see.
@@ -25,10 +32,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn new(run: Run, place: Place) -> Arc<Self> {
+    pub(crate) fn new(run: Run, place: Place, promised: bool) -> Arc<Self> {
         Arc::new(Self {
             id: run.id,
             place,
+            promised,
+            unwanted: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
             state: watch::Sender::new(Arc::new(run)),
             cancel: CancellationToken::new(),
             outputs: OnceLock::new(),
@@ -38,6 +48,31 @@ impl Live {
 
     pub(crate) fn run(&self) -> Arc<Run> {
         Arc::clone(&self.state.borrow())
+    }
+
+    /// Ends the run because a client wants it.
+    pub(crate) fn unwant(&self) {
+        self.unwanted.store(true, Ordering::Release);
+        self.cancel.cancel();
+    }
+
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Acquire)
+    }
+
+    /// Nothing more happens to it here; whoever waits is let go.
+    pub(crate) fn park(&self) {
+        self.parked.store(true, Ordering::Release);
+        self.update(|run| run.state = RunState::Queued);
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn publish(&self, run: Arc<Run>) {
+        self.state.send_replace(run);
+        self.news.notify_waiters();
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Run)) {
@@ -93,10 +128,11 @@ impl RunHandle {
         self.live.run()
     }
 
-    /// The run when it has finished, or as it stands when the time is over.
+    /// The run when it has finished, or as it stands when the time is over or the server stops before it
+    /// has started.
     pub async fn wait(&self, time: Option<Duration>) -> Arc<Run> {
         let mut state = self.live.state.subscribe();
-        let finished = state.wait_for(|run| run.state == RunState::Finished);
+        let finished = state.wait_for(|run| run.state == RunState::Finished || self.live.is_parked());
         match time {
             None => drop(finished.await),
             Some(time) => drop(tokio::time::timeout(time, finished).await),
@@ -125,7 +161,7 @@ impl CancelOnDrop {
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         if let Some(live) = &self.live {
-            live.cancel.cancel();
+            live.unwant();
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Config, Control, Engine, Images, Launch, LaunchError, Launched, Launcher, NoObserver, SubmitError,
+    Config, Control, EmbeddedStore, Engine, Images, Keep, Launch, LaunchError, Launched, Launcher,
+    NoObserver, SubmitError,
 };
 use futures_util::future::BoxFuture;
 use image::{ImageConfig, ImageError, Lease, Rootfs};
@@ -149,14 +150,17 @@ fn engine_with(script: Script, slots: usize, queue_capacity: usize) -> (Engine, 
         slots,
         queue_capacity,
         budget: Default::default(),
-        kept_runs: 100,
-        kept_bytes: 1 << 20,
-        kept_for: Duration::from_secs(60),
         not_enforced: vec!["cpus".into()],
         files: None,
     };
     let launcher: Arc<dyn Launcher> = Arc::clone(&script) as _;
-    (Engine::new(config, Arc::new(AnyImage), launcher, Arc::new(NoObserver)), script)
+    (Engine::new(config, Arc::new(AnyImage), launcher, Arc::new(NoObserver), store()), script)
+}
+
+fn store() -> Arc<EmbeddedStore> {
+    let keep =
+        Keep { runs: 100, bytes: 1 << 20, time: Duration::from_secs(60), keys: Duration::from_secs(60) };
+    Arc::new(EmbeddedStore::in_memory(keep).unwrap())
 }
 
 fn engine(script: Script) -> Engine {
@@ -189,11 +193,11 @@ async fn a_run_is_carried_from_submitted_to_finished_and_remembered() {
     assert_eq!(run.not_enforced, ["cpus"]);
     assert!(run.started_at.is_some() && run.finished_at.is_some());
     until("the slot is free", || engine.counts().busy == 0).await;
-    let later = engine.get(run.id).unwrap();
+    let later = engine.get(run.id).await.unwrap().unwrap();
     assert!(later.timings.teardown_ms.is_some());
-    assert_eq!(engine.list(10, |_| true).len(), 1);
-    engine.forget(run.id);
-    assert!(engine.get(run.id).is_none());
+    assert_eq!(engine.list(None, 10, 100, |_| true).await.unwrap().runs.len(), 1);
+    engine.forget(run.id).await.unwrap();
+    assert!(engine.get(run.id).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -261,11 +265,11 @@ async fn a_full_queue_refuses_and_a_cancelled_place_is_free_again() {
     let first = engine.submit(spec("x")).unwrap();
     let second = engine.submit(spec("x")).unwrap();
     assert!(matches!(engine.submit(spec("x")), Err(SubmitError::Busy { .. })));
-    let cancelled = engine.cancel(second.id()).await.unwrap();
+    let cancelled = engine.cancel(second.id()).await.unwrap().unwrap();
     assert_eq!(cancelled.outcome, Some(Outcome::Cancelled));
     assert!(cancelled.started_at.is_none());
     let third = engine.submit(spec("x")).unwrap();
-    let first = engine.cancel(first.id()).await.unwrap();
+    let first = engine.cancel(first.id()).await.unwrap().unwrap();
     assert_eq!(first.outcome, Some(Outcome::Cancelled));
     assert_eq!(third.wait(None).await.outcome, Some(Outcome::Exited { code: 0 }));
 }
@@ -288,7 +292,7 @@ async fn a_run_can_be_cancelled_while_its_image_is_pulled() {
     let engine = engine(Script::default());
     let run = engine.submit(spec("slow")).unwrap();
     until("it prepares", || run.run().state == RunState::Preparing).await;
-    assert_eq!(engine.cancel(run.id()).await.unwrap().outcome, Some(Outcome::Cancelled));
+    assert_eq!(engine.cancel(run.id()).await.unwrap().unwrap().outcome, Some(Outcome::Cancelled));
     until("the slot is free", || engine.counts().busy == 0).await;
 }
 
@@ -298,7 +302,7 @@ async fn waiting_has_an_end() {
     let run = engine.submit(spec("x")).unwrap();
     let waited = run.wait(Some(Duration::from_secs(1))).await;
     assert_ne!(waited.state, RunState::Finished);
-    engine.cancel(run.id()).await.unwrap();
+    engine.cancel(run.id()).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,17 +354,17 @@ async fn watchers_see_every_state_and_every_byte_once() {
     let acts = vec![started(), Act::Stdout("hello"), Act::Stderr("oh"), Act::DieWhenKilled];
     let engine = engine(Script::default().will(acts));
     let run = engine.submit(spec("x")).unwrap();
-    let watcher = engine.watch(run.id()).unwrap();
+    let watcher = engine.watch(run.id()).await.unwrap().unwrap();
     let reading: Vec<_> = [1, 2, 100].map(|most| tokio::spawn(read_all(watcher.clone(), most))).into();
     watcher.until(|run| (run.run().state == RunState::Running).then_some(())).await;
     watcher.until(|run| (run.extent(Stream::Stderr).bytes == 2).then_some(())).await;
     assert!(!watcher.extent(Stream::Stderr).whole);
-    engine.cancel(run.id()).await.unwrap();
+    engine.cancel(run.id()).await.unwrap().unwrap();
     for reading in reading {
         assert_eq!(reading.await.unwrap(), (b"hello".to_vec(), b"oh".to_vec()));
     }
     // Who comes when it is over sees the same.
-    let late = engine.watch(run.id()).unwrap();
+    let late = engine.watch(run.id()).await.unwrap().unwrap();
     assert!(late.extent(Stream::Stdout).whole);
     assert_eq!(read_all(late, 3).await, (b"hello".to_vec(), b"oh".to_vec()));
     assert_eq!(watcher.read(Stream::Stdout, 99, 5), engine::Piece { bytes: Vec::new(), last: true });

@@ -36,6 +36,11 @@ mod waits;
 pub mod fuzzing;
 
 pub use collect::Budget;
+/// The name in full of an image as Docker users write it; nothing where it is no reference.
+pub fn full_name(reference: &str) -> Option<String> {
+    reference::Reference::parse(reference).ok().map(|reference| reference.to_string())
+}
+
 pub use config::{Config, Limits, Platform};
 pub use error::ImageError;
 pub use images::Images;

@@ -56,13 +56,23 @@ pub struct RunOutput {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutputContent {
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "crate::bytes")] Vec<u8>),
     /// Too large for the reply, so it lies with the uploaded files.
     Stored {
         id: FileId,
         size_bytes: u64,
     },
     Refused(String),
+}
+
+impl RunOutput {
+    /// How much of it is in the run itself.
+    pub fn inline_bytes(&self) -> usize {
+        match &self.content {
+            OutputContent::Bytes(bytes) => bytes.len(),
+            OutputContent::Stored { .. } | OutputContent::Refused(_) => 0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,6 +28,8 @@ pub struct RunSpec {
     pub pull: Pull,
     pub on_output_limit: OnOutputLimit,
     pub output_encoding: OutputEncoding,
+    /// Whether what it wrote stays once it has ended.
+    pub keep_output: bool,
     pub priority: i32,
     pub labels: BTreeMap<String, String>,
 }
@@ -50,6 +52,7 @@ impl RunSpec {
             pull: Pull::default(),
             on_output_limit: OnOutputLimit::default(),
             output_encoding: OutputEncoding::default(),
+            keep_output: true,
             priority: 0,
             labels: BTreeMap::new(),
         }

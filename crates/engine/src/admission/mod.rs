@@ -116,6 +116,19 @@ impl Admission {
         Ok(Ticket { admission: Arc::clone(self), place, granted })
     }
 
+    /// A place for a run that had one before, however many wait.
+    pub(crate) fn enter_again(self: &Arc<Self>, spec: &RunSpec) -> Result<Ticket, TooLarge> {
+        let claim = Claim::of(&spec.limits, &self.budget);
+        let mut state = self.lock();
+        claim.check(&spec.limits, state.fair.whole())?;
+        let place = state.fair.enter(&spec.principal, spec.priority, claim, Instant::now());
+        let (grant, granted) = oneshot::channel();
+        state.grants.insert(place.key.1, grant);
+        self.serve(&mut state);
+        drop(state);
+        Ok(Ticket { admission: Arc::clone(self), place, granted })
+    }
+
     /// Hands out slots as long as there are some and somebody may have one.
     fn serve(self: &Arc<Self>, state: &mut State) {
         while let Some(turn) = state.fair.next() {

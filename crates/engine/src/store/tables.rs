@@ -1,0 +1,87 @@
+//! The tables of the file, and what it takes to open them.
+
+use std::path::Path;
+
+use redb::{Database, ReadableTable, TableDefinition};
+use run::{RunId, Stream};
+
+use super::StoreError;
+use super::format::FORMAT;
+
+/// Finished runs without their outputs.
+pub(super) const RUNS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("runs");
+/// Pieces of outputs, by run, output and number.
+pub(super) const OUTPUTS: TableDefinition<'_, (u128, u8, u32), &[u8]> = TableDefinition::new("outputs");
+/// Finished runs in the order in which they are forgotten, each with the bytes of its outputs.
+pub(super) const EXPIRY: TableDefinition<'_, (i64, u128), u64> = TableDefinition::new("expiry");
+/// Runs that were promised and have not ended.
+pub(super) const PROMISED: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("promised");
+/// Those of them that have started, and when.
+pub(super) const STARTED: TableDefinition<'_, u128, i64> = TableDefinition::new("started");
+/// Clients' keys, by owner and name.
+pub(super) const KEYS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("keys");
+/// Keys in the order in which they are forgotten.
+pub(super) const KEY_EXPIRY: TableDefinition<'_, (i64, &str, &str), ()> = TableDefinition::new("key_expiry");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// How much of an output one piece holds: what is read at once by who reads a part of it.
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
+
+/// What the database may hold of its file in memory.
+const CACHE_BYTES: usize = 4 * 1024 * 1024;
+
+pub(super) fn number(id: RunId) -> u128 {
+    id.0.as_u128()
+}
+
+pub(super) fn place(stream: Stream) -> u8 {
+    match stream {
+        Stream::Stdout => 1,
+        Stream::Stderr => 2,
+    }
+}
+
+/// What went wrong in the database, in our words.
+pub(super) fn failed<E: Into<redb::Error>>(doing: &'static str) -> impl Fn(E) -> StoreError {
+    move |error| StoreError::new(doing, error.into())
+}
+
+/// A file that no other version has written in a way that we don't know.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the file has format {found}, and this version knows {FORMAT}; start the version that wrote it, or move the file away"
+)]
+struct UnknownFormat {
+    found: u64,
+}
+
+pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
+    const OPENING: &str = "open the file of runs";
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    let database = match path {
+        Some(path) => builder.create(path),
+        None => builder.create_with_backend(redb::backends::InMemoryBackend::new()),
+    };
+    let database = database.map_err(failed(OPENING))?;
+    let change = database.begin_write().map_err(failed(OPENING))?;
+    {
+        let mut meta = change.open_table(META).map_err(failed(OPENING))?;
+        let found = meta.get("format").map_err(failed(OPENING))?.map(|found| found.value());
+        match found {
+            None => drop(meta.insert("format", FORMAT).map_err(failed(OPENING))?),
+            Some(FORMAT) => {}
+            Some(found) => return Err(StoreError::new(OPENING, UnknownFormat { found })),
+        }
+        // Tables are made by opening them; a reader could not.
+        change.open_table(RUNS).map_err(failed(OPENING))?;
+        change.open_table(OUTPUTS).map_err(failed(OPENING))?;
+        change.open_table(EXPIRY).map_err(failed(OPENING))?;
+        change.open_table(PROMISED).map_err(failed(OPENING))?;
+        change.open_table(STARTED).map_err(failed(OPENING))?;
+        change.open_table(KEYS).map_err(failed(OPENING))?;
+        change.open_table(KEY_EXPIRY).map_err(failed(OPENING))?;
+    }
+    change.commit().map_err(failed(OPENING))?;
+    Ok(database)
+}
