@@ -1,7 +1,6 @@
 //! The last steps before the user's program: what it inherits is decided here, and nothing else is
-//! left. Forked from init ahead of need, it waits to be told what to become, lays the run's files, gives
-//! up every privilege in an order in which each step still can be taken, puts the filters on last, and
-//! executes.
+//! left. Forked from init ahead of need, it puts up every wall that doesn't depend on the program, waits
+//! to be told what to become, lays the run's files, gives up its last privileges, and executes.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -22,7 +21,7 @@ use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
 use crate::keeper::{is_pipe, read_spec};
-use crate::protocol::LaunchSpec;
+use crate::protocol::{LaunchSpec, Outline};
 use crate::step::{At, Failure};
 use crate::{inside, packet, seccomp, sys};
 
@@ -60,17 +59,42 @@ struct Told {
 }
 
 /// Waits, and becomes the program or says why not. A closed socket means that nothing will run.
-pub(crate) fn main(id_width: u32, launch: &OwnedFd) -> ! {
-    let said = match receive(launch.as_fd()) {
-        Ok(None) => std::process::exit(0),
-        Ok(Some(told)) => match prepare(&told, id_width) {
-            Ok(program) => exec(&program, launch),
-            Err(reason) => Said::NotStarted(reason),
+pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
+    let said = match fence(outline) {
+        Err(failure) => Said::Failed(failure.into()),
+        Ok(()) => match receive(launch.as_fd()) {
+            Ok(None) => std::process::exit(0),
+            Ok(Some(told)) => match prepare(&told, id_width) {
+                Ok(program) => exec(&program, launch),
+                Err(reason) => Said::NotStarted(reason),
+            },
+            Err(error) => Said::Failed(Failure::new("receive spec", error.to_string()).into()),
         },
-        Err(error) => Said::Failed(Failure::new("receive spec", error.to_string()).into()),
     };
     let _ = packet::send(launch.as_fd(), &said, &[]);
     std::process::exit(127);
+}
+
+/// Every wall that doesn't depend on what the program will be, put up while nobody waits: installing the
+/// filter alone takes longer than all that is left. What is done behind these walls afterwards, laying
+/// files in and giving up the last privileges, is nothing that they forbid.
+fn fence(outline: &Outline) -> Result<(), Failure> {
+    let stands = |wall| outline.stands(wall);
+    setsid().at("new session for the command")?;
+    sys::default_signals();
+    if stands("no_new_privs") {
+        nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
+    }
+    if stands("capabilities") {
+        bound_capabilities(outline)?;
+    }
+    if stands("landlock") && stands("no_new_privs") {
+        fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
+    }
+    if stands("seccomp") && stands("no_new_privs") {
+        filter_calls(outline)?;
+    }
+    Ok(())
 }
 
 fn receive(launch: BorrowedFd<'_>) -> io::Result<Option<Told>> {
@@ -146,7 +170,7 @@ pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, 
 /// Becomes the program, or says why not and exits.
 fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
     // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
-    let said = match inherit(program, tells.as_fd()).and_then(|()| restrict(program)) {
+    let said = match inherit(program, tells.as_fd()).and_then(|()| give_up(program)) {
         Err(failure) => Said::Failed(failure.into()),
         Ok(()) => Said::NotStarted(become_program(program)),
     };
@@ -164,9 +188,8 @@ const LEAKED: i32 = 9;
 /// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// Descriptors, session, signals, umask.
+/// Descriptors and umask.
 fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> {
-    setsid().at("new session for the command")?;
     for (number, fd) in program.stdio.iter().enumerate() {
         sys::place(*fd, number as i32).at("place standard descriptors")?;
     }
@@ -179,7 +202,6 @@ fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> 
         sys::close_from(TELLS + 1).at("close descriptors")?;
     }
     sys::close_on_exec(TELLS).at("mark status pipe")?;
-    sys::default_signals();
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
 }
@@ -237,26 +259,14 @@ fn secure_bits(profile: Profile) -> u64 {
     }
 }
 
-/// Privileges go, in the only order in which each step is still allowed.
-fn restrict(program: &Program<'_>) -> Result<(), Failure> {
-    let stands = |wall| program.spec.stands(wall);
-    if stands("no_new_privs") {
-        nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
+/// The last privileges go, and then the limits come, which what comes before must not run into.
+fn give_up(program: &Program<'_>) -> Result<(), Failure> {
+    become_user(program)?;
+    if program.spec.stands("capabilities") {
+        let kept = if program.uid.is_root() { capabilities(program.spec.profile) } else { 0 };
+        sys::set_capabilities(kept).at("drop capabilities")?;
     }
-    if stands("capabilities") {
-        drop_capabilities(program)?;
-    } else {
-        become_user(program)?;
-    }
-    // Lowering limits needs no privilege, and what comes before must not run into them.
-    if stands("landlock") && stands("no_new_privs") {
-        fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
-    }
-    set_limits(program.spec).at("set resource limits")?;
-    if stands("seccomp") && stands("no_new_privs") {
-        filter_calls(program.spec)?;
-    }
-    Ok(())
+    set_limits(program.spec).at("set resource limits")
 }
 
 fn become_user(program: &Program<'_>) -> Result<(), Failure> {
@@ -264,9 +274,10 @@ fn become_user(program: &Program<'_>) -> Result<(), Failure> {
     setresuid(program.uid, program.uid, program.uid).at("become the user")
 }
 
-fn drop_capabilities(program: &Program<'_>) -> Result<(), Failure> {
-    let kept = capabilities(program.spec.profile);
-    let dropped = if program.spec.stands("bounding_set") { 64 } else { 0 };
+/// What nobody in this process can ever get again, whoever it becomes.
+fn bound_capabilities(outline: &Outline) -> Result<(), Failure> {
+    let kept = capabilities(outline.profile);
+    let dropped = if outline.stands("bounding_set") { 64 } else { 0 };
     for capability in (0..dropped).filter(|capability| kept >> capability & 1 == 0) {
         match sys::prctl(libc::PR_CAPBSET_DROP, capability, 0) {
             Ok(_) => {}
@@ -276,22 +287,19 @@ fn drop_capabilities(program: &Program<'_>) -> Result<(), Failure> {
     }
     sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)
         .at("clear ambient capabilities")?;
-    sys::prctl(libc::PR_SET_SECUREBITS, secure_bits(program.spec.profile), 0).at("lock secure bits")?;
-    become_user(program)?;
-    let root = program.uid.is_root();
-    sys::set_capabilities(if root { kept } else { 0 }).at("drop capabilities")
+    sys::prctl(libc::PR_SET_SECUREBITS, secure_bits(outline.profile), 0).at("lock secure bits").map(drop)
 }
 
 #[cfg(not(feature = "removable-walls"))]
-fn filter_calls(spec: &LaunchSpec) -> Result<(), Failure> {
-    sys::seccomp(seccomp::command_filter(spec.profile)).at("install system call filter")
+fn filter_calls(outline: &Outline) -> Result<(), Failure> {
+    sys::seccomp(seccomp::command_filter(outline.profile)).at("install system call filter")
 }
 
 /// A filter with holes is compiled for the one run that wants it.
 #[cfg(feature = "removable-walls")]
-fn filter_calls(spec: &LaunchSpec) -> Result<(), Failure> {
-    let (arch, sockets) = (spec.stands("seccomp_arch"), spec.stands("socket_filter"));
-    sys::seccomp(&seccomp::filter_with_holes(spec.profile, arch, sockets)).at("install system call filter")
+fn filter_calls(outline: &Outline) -> Result<(), Failure> {
+    let (arch, sockets) = (outline.stands("seccomp_arch"), outline.stands("socket_filter"));
+    sys::seccomp(&seccomp::filter_with_holes(outline.profile, arch, sockets)).at("install system call filter")
 }
 
 /// Returns only when the program could not be executed, with the reason.

@@ -52,20 +52,8 @@ pub(crate) fn read(dir: impl AsFd, name: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// The number in a control file that holds one number.
-pub(crate) fn read_number(dir: impl AsFd, name: &str) -> io::Result<u64> {
-    let text = read(dir, name)?;
-    text.trim()
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{name} holds {text:?}")))
-}
-
-/// The number behind `key` in a control file of `key value` lines.
-pub(crate) fn read_key(dir: impl AsFd, name: &str, key: &str) -> io::Result<Option<u64>> {
-    Ok(find_key(&read(dir, name)?, key))
-}
-
-fn find_key(text: &str, key: &str) -> Option<u64> {
+/// The number behind `key` in the text of a control file of `key value` lines.
+pub(crate) fn find_key(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

@@ -23,7 +23,7 @@ use crate::command;
 use crate::protocol::Outline;
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
-use crate::{inside, packet, proc};
+use crate::{cgroup, inside, packet, proc};
 
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
 pub(crate) const NEW_ROOT: &str = "/newroot";
@@ -32,6 +32,15 @@ pub(crate) const NEW_ROOT: &str = "/newroot";
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Build {
     pub(crate) extra: Vec<String>,
+}
+
+/// Init → keeper, before anything else.
+#[derive(Debug, Serialize, Deserialize)]
+enum First {
+    /// With two descriptors.
+    Namespaces,
+    /// As [`Report::Failed`] is written, whichever of the two is expected.
+    Failed(SetupFailure),
 }
 
 /// Init → keeper.
@@ -43,11 +52,13 @@ pub(crate) enum Report {
     Failed(SetupFailure),
 }
 
-/// Init's ends of the two sockets: what is said about the sandbox, and what the command is told.
+/// Init's ends of the two sockets, for what is said about the sandbox and for what the command is told,
+/// and the cgroups that it has to join itself.
 #[derive(Debug)]
 pub(crate) struct Ends {
     pub(crate) sync: OwnedFd,
     pub(crate) launch: OwnedFd,
+    pub(crate) tasks: Vec<OwnedFd>,
 }
 
 struct Parts {
@@ -65,8 +76,9 @@ struct Early {
 
 /// Never returns: init's exit is the end of its PID namespace.
 pub(crate) fn main(outline: &Outline, id_width: u32, ends: Ends) -> ! {
-    let Ends { sync, launch } = ends;
-    if let Err(failure) = live(outline, id_width, sync.as_fd(), launch) {
+    let Ends { sync, launch, tasks } = ends;
+    let joined = cgroup::join(tasks).at("join cgroups");
+    if let Err(failure) = joined.and_then(|()| live(outline, id_width, sync.as_fd(), launch)) {
         let _ = packet::send(sync.as_fd(), &Report::Failed(failure.into()), &[]);
     }
     std::process::exit(0);
@@ -83,7 +95,7 @@ fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd)
     enter(outline, early, &parts)?;
     drop(parts);
     match sys::fork().at("fork command")? {
-        Fork::Child => command::main(id_width, &launch),
+        Fork::Child => command::main(outline, id_width, &launch),
         Fork::Parent(command) => {
             drop(launch);
             packet::send(sync, &Report::Ready, &[]).at("report to keeper")?;
@@ -96,13 +108,20 @@ fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd)
 /// containers don't have; but it can hand them out itself.
 fn hand_out_namespaces(sync: BorrowedFd<'_>) -> io::Result<()> {
     let (users, mounts) = (own_namespace("user")?, own_namespace("mnt")?);
-    packet::send(sync, &(), &[users.as_fd(), mounts.as_fd()])
+    packet::send(sync, &First::Namespaces, &[users.as_fd(), mounts.as_fd()])
 }
 
-/// Those of users and of mounts.
-pub(crate) fn receive_namespaces(sync: BorrowedFd<'_>) -> io::Result<[OwnedFd; 2]> {
-    let sent = packet::receive::<()>(sync)?.map(|(_, fds)| fds).unwrap_or_default();
-    sent.try_into().map_err(|_| io::Error::other("the process ended before it handed them out"))
+/// Those of users and of mounts; or why init could not even join its cgroups.
+pub(crate) fn receive_namespaces(sync: BorrowedFd<'_>) -> Result<[OwnedFd; 2], Failure> {
+    let step = "get namespaces";
+    let (word, fds) = packet::receive::<First>(sync)
+        .at(step)?
+        .ok_or_else(|| Failure::new(step, "init ended before it handed them out"))?;
+    match (word, fds.try_into()) {
+        (First::Namespaces, Ok(both)) => Ok(both),
+        (First::Failed(failure), _) => Err(Failure::new("inside the sandbox", failure.to_string())),
+        (First::Namespaces, Err(_)) => Err(Failure::new(step, "a descriptor is missing")),
+    }
 }
 
 pub(crate) fn own_namespace(kind: &str) -> nix::Result<OwnedFd> {

@@ -69,6 +69,7 @@ impl<'a> Outer<'a> {
         let (launch, their_launch) = packet::pair().at("make launch socket")?;
         let wanted = NAMESPACES.iter().filter(|(name, _)| self.outline.stands(name));
         let namespaces = wanted.fold(0, |flags, (_, flag)| flags | flag);
+        let tasks = self.group.tasks().at("open cgroups")?;
         let apart = namespaces & libc::CLONE_NEWUSER != 0 && self.outline.stands("quotas");
         if apart {
             self.act_as_owner().at("act as the run's owner")?;
@@ -76,7 +77,7 @@ impl<'a> Outer<'a> {
         let cloned = match sys::clone3(namespaces as u64, self.group.clone_target()) {
             Ok(None) => {
                 drop((sync, launch));
-                let ends = Ends { sync: their_sync, launch: their_launch };
+                let ends = Ends { sync: their_sync, launch: their_launch, tasks };
                 init::main(self.outline, self.ground.id_width, ends)
             }
             Ok(Some(init)) => Ok(init),
@@ -101,7 +102,6 @@ impl<'a> Outer<'a> {
     /// Everything between clone and the moment in which the layers must be known.
     pub(crate) fn prepare(&self, init: &Init) -> Result<Inner, Failure> {
         let (owner, width) = (self.owner, self.ground.id_width);
-        self.group.attach(init.pid).at("attach init to cgroups")?;
         let process = dir::open_dir(format!("/proc/{}", init.pid).as_ref()).at("open init's proc")?;
         // When memory runs out the run's processes go before anybody else's.
         dir::write(&process, "oom_score_adj", "1000").at("set oom score")?;
@@ -113,7 +113,7 @@ impl<'a> Outer<'a> {
         packet::send(init.sync.as_fd(), &(), &[]).at("let init begin")?;
         let scratch = Scratch::create(&self.outline.limits, owner)?;
         let dev = rootfs::devices(self.ground.devices.as_fd())?;
-        let [userns, mounts] = init::receive_namespaces(init.sync.as_fd()).at("get namespaces")?;
+        let [userns, mounts] = init::receive_namespaces(init.sync.as_fd())?;
         Ok(Inner { scratch, userns, _mounts: mounts, dev, root: None })
     }
 

@@ -125,7 +125,7 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
             None => {
                 let now = Instant::now();
                 self.ending.started = Some(now);
-                self.ending.before = self.group.account();
+                self.ending.before = self.group.cpu();
                 self.ending.wall_deadline = Some(now + Duration::from_millis(self.limits.wall_time_ms));
                 self.plan_cpu_look(0, now);
                 // The server may be gone; its closed socket is seen in the next turn.

@@ -8,36 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use run::Limits;
 
+use super::meter::{Account, Meter};
 use super::{Cgroups, Home};
 use crate::dir;
 use crate::step::{At, Failure};
-
-/// What a cgroup knows of a run when it has ended.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Account {
-    pub(crate) cpu_us: u64,
-    pub(crate) user_us: u64,
-    pub(crate) system_us: u64,
-    pub(crate) memory_peak: Option<u64>,
-    pub(crate) pids_peak: Option<u64>,
-    pub(crate) pids_hit: bool,
-    pub(crate) oom_kills: u64,
-}
-
-impl Account {
-    /// The same with the processor time that was used before left out.
-    pub(crate) fn since(self, before: &Account) -> Account {
-        Account {
-            cpu_us: self.cpu_us.saturating_sub(before.cpu_us),
-            user_us: self.user_us.saturating_sub(before.user_us),
-            system_us: self.system_us.saturating_sub(before.system_us),
-            ..self
-        }
-    }
-}
 
 /// The directories of one run. A controller of version 2 shares the unified one.
 #[derive(Debug)]
@@ -49,6 +26,8 @@ pub(crate) struct RunGroup<'a> {
     pids: Option<Home>,
     cpu: Option<Home>,
     cpuacct: Option<Home>,
+    meter: Meter,
+    removed: bool,
 }
 
 impl<'a> RunGroup<'a> {
@@ -61,6 +40,8 @@ impl<'a> RunGroup<'a> {
             pids: None,
             cpu: None,
             cpuacct: None,
+            meter: Meter::default(),
+            removed: false,
         };
         // An error from here on drops `group`, which removes what was made.
         group.unified =
@@ -70,6 +51,7 @@ impl<'a> RunGroup<'a> {
         group.cpu = group.home(&parents.cpu).at("make cpu cgroup")?;
         group.cpuacct = group.home(&parents.cpuacct).at("make cpuacct cgroup")?;
         group.limit(limits).at("set cgroup limits")?;
+        group.meter = Meter::open(group.unified.as_ref(), &group.memory, &group.pids, &group.cpuacct);
         Ok(group)
     }
 
@@ -130,13 +112,12 @@ impl<'a> RunGroup<'a> {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
-    /// Puts a process into every hierarchy that it wasn't cloned into.
-    pub(crate) fn attach(&self, pid: Pid) -> io::Result<()> {
+    /// The doors of the hierarchies that a process can't be cloned into, for [`join`].
+    pub(crate) fn tasks(&self) -> io::Result<Vec<OwnedFd>> {
         let homes = [&self.memory, &self.pids, &self.cpu, &self.cpuacct];
-        for home in homes.into_iter().flatten().filter(|home| !home.v2) {
-            dir::write(&home.dir, "cgroup.procs", &pid.to_string())?;
-        }
-        Ok(())
+        let doors = homes.into_iter().flatten().filter(|home| !home.v2);
+        let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC;
+        doors.map(|home| Ok(nix::fcntl::openat(&home.dir, "tasks", flags, Mode::empty())?)).collect()
     }
 
     /// Kills every process in the cgroup at once, where the kernel can.
@@ -160,48 +141,27 @@ impl<'a> RunGroup<'a> {
     }
 
     pub(crate) fn oom_kills(&self) -> u64 {
-        let count = match &self.memory {
-            Some(Home { dir, v2: true }) => dir::read_key(dir, "memory.events", "oom_kill"),
-            Some(Home { dir, v2: false }) => dir::read_key(dir, "memory.oom_control", "oom_kill"),
-            None => Ok(None),
-        };
-        count.ok().flatten().unwrap_or(0)
+        self.meter.oom_kills()
     }
 
     /// Processor time used so far, in microseconds.
     pub(crate) fn cpu_us(&self) -> u64 {
-        let used = match (&self.unified, &self.cpuacct) {
-            (Some(unified), _) => dir::read_key(unified, "cpu.stat", "usage_usec").ok().flatten(),
-            (None, Some(home)) => dir::read_number(&home.dir, "cpuacct.usage").ok().map(|ns| ns / 1000),
-            (None, None) => None,
-        };
-        used.unwrap_or(0)
+        self.meter.cpu().cpu_us
+    }
+
+    /// Processor time used so far, and nothing else.
+    pub(crate) fn cpu(&self) -> Account {
+        self.meter.cpu()
     }
 
     pub(crate) fn account(&self) -> Account {
-        let mut account =
-            Account { cpu_us: self.cpu_us(), oom_kills: self.oom_kills(), ..Account::default() };
-        if let Some(unified) = &self.unified {
-            account.user_us = dir::read_key(unified, "cpu.stat", "user_usec").ok().flatten().unwrap_or(0);
-            account.system_us = dir::read_key(unified, "cpu.stat", "system_usec").ok().flatten().unwrap_or(0);
-        } else if let Some(cpuacct) = &self.cpuacct {
-            account.user_us = dir::read_number(&cpuacct.dir, "cpuacct.usage_user").unwrap_or(0) / 1000;
-            account.system_us = dir::read_number(&cpuacct.dir, "cpuacct.usage_sys").unwrap_or(0) / 1000;
-        }
-        if let Some(Home { dir, v2 }) = &self.memory {
-            let name = if *v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
-            account.memory_peak = dir::read_number(dir, name).ok();
-        }
-        if let Some(Home { dir, .. }) = &self.pids {
-            account.pids_peak = dir::read_number(dir, "pids.peak").ok().map(|peak| peak.saturating_sub(1));
-            account.pids_hit = dir::read_key(dir, "pids.events", "max").ok().flatten().unwrap_or(0) > 0;
-        }
-        account
+        self.meter.account()
     }
 
     /// Removes the directories; `false` when the kernel still held one after `patience`.
-    pub(crate) fn remove(self, patience: Duration) -> bool {
+    pub(crate) fn remove(mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
+        self.removed = true;
         self.remove_until(deadline)
     }
 
@@ -220,8 +180,20 @@ impl<'a> RunGroup<'a> {
 
 impl Drop for RunGroup<'_> {
     fn drop(&mut self) {
-        self.remove_until(Instant::now());
+        if !self.removed {
+            self.remove_until(Instant::now());
+        }
     }
+}
+
+/// Puts this process, which has one thread, into each of them. A thread that moves itself is moved at
+/// once; whoever moves another one, or a whole process, makes every fork and exit on the machine wait
+/// for an RCU grace period, which is milliseconds long, and waits for it himself.
+pub(crate) fn join(tasks: Vec<OwnedFd>) -> io::Result<()> {
+    for door in tasks {
+        nix::unistd::write(&door, b"0")?;
+    }
+    Ok(())
 }
 
 fn make(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {

@@ -6,6 +6,7 @@
 
 mod group;
 mod hierarchy;
+mod meter;
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-pub(crate) use group::{Account, RunGroup, online_cpus};
+pub(crate) use group::{RunGroup, join, online_cpus};
+pub(crate) use meter::Account;
 
 use crate::dir;
 use hierarchy::{Hierarchies, Mount};

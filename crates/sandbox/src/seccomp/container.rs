@@ -21,6 +21,7 @@ const BUILDING: &[(&str, &[(&str, c_long)])] = &[
             ("fsconfig", libc::SYS_fsconfig),
             ("fsmount", libc::SYS_fsmount),
             ("fsopen", libc::SYS_fsopen),
+            ("fspick", libc::SYS_fspick),
             ("mount", libc::SYS_mount),
             ("mount_setattr", libc::SYS_mount_setattr),
             ("move_mount", libc::SYS_move_mount),
