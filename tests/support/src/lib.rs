@@ -16,6 +16,7 @@ pub mod stock;
 pub mod user;
 
 pub mod guest;
+pub mod guide;
 pub mod host;
 
 mod command;
