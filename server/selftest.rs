@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use engine::{Context, Images, Launcher, Leases, NoObserver, Stdin};
+use engine::{Context, Images, Launcher, Leases, NoObserver, Over, Stdin};
 use image::{BoxFuture, ImageConfig, ImageError, Lease, Rootfs};
 use run::{Command, FileContent, FileSpec, Limits, Outcome, Pull, RunSpec};
 use sandbox::protocol::Hello;
@@ -87,6 +87,7 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
         leases: &Leases::default(),
         files: None,
         gate: None,
+        over: Over::default(),
     };
     let cancel = CancellationToken::new();
     let mut executed = engine::execute(context, &spec, Stdin::OfSpec, &cancel, &mut |_| {}).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use engine::batch::{BatchConfig, Batches};
 use engine::files::{Files, FilesConfig};
 use engine::{EmbeddedStore, Engine, Keep, SandboxLauncher};
 use image::Images;
@@ -144,7 +145,9 @@ async fn assemble(
     let engine =
         Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _, store);
     engine.resume().await.context("go on with the runs of the server before")?;
+    let batches = Batches::new(engine.clone(), &batch_config(&config));
     Ok(Arc::new(App {
+        batches,
         allowed: create_run::Allowed {
             defaults: config.limits.clone(),
             maxima: config.maxima.clone(),
@@ -167,6 +170,16 @@ async fn assemble(
         groups,
         mounts,
     }))
+}
+
+/// What is prepared may take half of the room that files have.
+fn batch_config(config: &Config) -> BatchConfig {
+    BatchConfig {
+        kept_bytes: config.kept_bytes,
+        kept_for: Duration::from_secs(config.kept_for_s),
+        prepared_kept_for: Duration::from_secs(config.files_kept_for_s),
+        prepared_bytes_max: config.files_bytes_max / 2,
+    }
 }
 
 fn open_files(config: &Config) -> anyhow::Result<Files> {

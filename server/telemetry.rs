@@ -15,7 +15,7 @@ use prometheus::{
     CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use run::{KilledFor, Outcome, Run};
+use run::{KilledFor, Outcome, Run, Verdict};
 
 use crate::keys::Ledger;
 use crate::leaks::Disk;
@@ -34,6 +34,7 @@ const CACHE: [&str; 2] = ["hit", "miss"];
 const REJECTIONS: [&str; 6] = ["queue_full", "rate_limit", "quota", "too_large", "deadline", "auth"];
 /// What stands for everything that no call offers.
 const OTHER: &str = "other";
+const BATCHES: [&str; 4] = ["finished", "compile_error", "cancelled", "internal_error"];
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "DELETE", OTHER];
 const PULL_RESULTS: [image::PullResult; 6] = [
@@ -91,6 +92,7 @@ pub struct Telemetry {
     evictions: IntCounterVec,
     coalesced: IntCounter,
     files_bytes: IntGauge,
+    batches: IntCounterVec,
     /// What each principal has used.
     ledger: Arc<Ledger>,
 }
@@ -282,6 +284,7 @@ impl Telemetry {
                 image::Eviction::ALL.map(image::Eviction::as_str),
             ),
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
+            batches: make.counters("batches_total", "Finished batches", "result", BATCHES),
             files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
             registry: make.0.clone(),
             routes: OnceLock::new(),
@@ -467,6 +470,18 @@ fn powers_of_two(from: i32, to: i32) -> Vec<f64> {
 }
 
 impl engine::Observer for Telemetry {
+    fn batch_finished(&self, verdict: Option<Verdict>) {
+        let result = match verdict {
+            Some(Verdict::CompileError) => "compile_error",
+            Some(Verdict::Cancelled) => "cancelled",
+            Some(Verdict::InternalError) => "internal_error",
+            // What the programs did is no matter of the service's.
+            Some(_) | None => "finished",
+        };
+        self.batches.with_label_values(&[result]).inc();
+        tracing::info!(result, "batch finished: {result}");
+    }
+
     fn rejected(&self, reason: engine::Rejection) {
         self.rejected.with_label_values(&[reason.as_str()]).inc();
         tracing::warn!(reason = reason.as_str(), "a run was turned away");

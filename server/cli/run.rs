@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use engine::{Context, Executed, Leases, NoObserver, SandboxLauncher, Step, execute};
+use engine::{Context, Executed, Leases, NoObserver, Over, SandboxLauncher, Step, execute};
 use futures_util::future::BoxFuture;
 use image::{ImageError, Images, Lease};
 use run::{Outcome, Profile, Pull, RunSpec};
@@ -103,6 +103,7 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
         leases: &Leases::default(),
         files: None,
         gate: None,
+        over: Over::default(),
     };
     let stdin = if arguments.interactive { stdin::piped()? } else { engine::Stdin::OfSpec };
     let cancel = CancellationToken::new();

@@ -18,9 +18,9 @@ pub(super) fn acceptable(method: &Method, path: &str, headers: &HeaderMap) -> bo
     let events = || quality(headers, EVENTS, true) > 0.0;
     match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
         ["runs", _, "stdout" | "stderr"] => true,
-        ["runs", _, "events"] => events(),
-        ["runs" | "images"] if method == Method::POST => json() || events(),
-        ["runs" | "images" | "info", ..] => json(),
+        ["runs" | "batches", _, "events"] => events(),
+        ["runs" | "batches" | "images"] if method == Method::POST => json() || events(),
+        ["runs" | "batches" | "images" | "info", ..] => json(),
         _ => true,
     }
 }

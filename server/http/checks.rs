@@ -154,15 +154,22 @@ pub(super) fn check_labels(labels: &BTreeMap<String, String>, bad: &mut Vec<BadV
     }
 }
 
-pub(super) fn check_stdin(stdin: Option<StdinRequest>, lookup: Lookup<'_>, bad: &mut Vec<BadValue>) -> Stdin {
+pub(super) fn check_stdin(
+    at: &str,
+    stdin: Option<StdinRequest>,
+    lookup: Lookup<'_>,
+    bad: &mut Vec<BadValue>,
+) -> Stdin {
     match stdin {
         None => Stdin::Empty,
         Some(StdinRequest::Text(text)) => Stdin::Bytes(text.into_bytes()),
         Some(StdinRequest::Bytes(StdinBytes { base64 })) => {
-            Stdin::Bytes(decode("/stdin/base64", &base64, bad).unwrap_or_default())
+            Stdin::Bytes(decode(&format!("{at}/base64"), &base64, bad).unwrap_or_default())
         }
-        Some(StdinRequest::File(StdinFile { file })) => check_stored("/stdin/file", &file, lookup, bad)
-            .map_or(Stdin::Empty, |found| Stdin::Stored(found.file)),
+        Some(StdinRequest::File(StdinFile { file })) => {
+            check_stored(&format!("{at}/file"), &file, lookup, bad)
+                .map_or(Stdin::Empty, |found| Stdin::Stored(found.file))
+        }
     }
 }
 

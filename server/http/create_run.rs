@@ -186,7 +186,7 @@ impl CreateRun {
                 "`compat` is not offered here; use `strict`, or ask the operator for --allow-compat",
             ));
         }
-        let stdin = check_stdin(self.stdin, lookup, &mut bad);
+        let stdin = check_stdin("/stdin", self.stdin, lookup, &mut bad);
         let command = check_command(self.cmd, self.args.unwrap_or_default(), &mut bad);
         let Some(command) = command.filter(|_| bad.is_empty()) else { return Err(bad) };
         Ok(RunSpec {

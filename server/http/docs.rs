@@ -26,6 +26,7 @@ use super::{App, auth, create_run, router};
     servers((url = "/")),
     tags(
         (name = "runs", description = "One command in one fresh sandbox"),
+        (name = "batches", description = "One command that prepares, many tests over what it has left"),
         (name = "files", description = "What runs read and what they leave behind"),
         (name = "images", description = "What the server has and can be told to fetch"),
         (name = "server", description = "How it is and what it offers")
@@ -62,7 +63,7 @@ pub fn document() -> Value {
 /// What every call can answer, because the layers around it can.
 fn add_common_problems(path: &str, method: &str, operation: &mut Value) {
     let mut kinds = vec![&problem::FOREIGN_ORIGIN, &problem::HEADERS_TOO_LARGE, &problem::INTERNAL_ERROR];
-    if ["/runs", "/images", "/info"].iter().any(|call| path.starts_with(call)) {
+    if ["/runs", "/batches", "/images", "/info"].iter().any(|call| path.starts_with(call)) {
         kinds.push(&problem::NOT_ACCEPTABLE);
     }
     if method == "post" {

@@ -1,5 +1,6 @@
 //! What other rooms call their errors, and which problem each is to a client.
 
+use engine::batch::BatchError;
 use engine::files::FilesError;
 use engine::{StoreError, SubmitError};
 use image::ImageError;
@@ -53,6 +54,15 @@ impl From<SubmitError> for Problem {
             }
             SubmitError::KeyReused => problem::KEY_REUSED.problem(),
             SubmitError::Store => problem::RUN_STORE_FAILED.problem(),
+        }
+    }
+}
+
+impl From<BatchError> for Problem {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Submit(error) => error.into(),
+            BatchError::Files(error) => error.into(),
         }
     }
 }

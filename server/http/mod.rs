@@ -12,6 +12,8 @@ pub mod runs;
 pub mod events;
 pub mod raw;
 
+pub mod batches;
+
 pub mod files;
 
 pub mod image_events;
@@ -26,6 +28,7 @@ mod accept;
 pub mod body;
 mod checks;
 pub mod content;
+pub mod create_batch;
 pub mod create_run;
 pub mod docs;
 pub mod errors;
@@ -45,6 +48,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::Engine;
+use engine::batch::Batches;
 use engine::files::Files;
 use image::Images;
 use sandbox::protocol::Hello;
@@ -61,6 +65,7 @@ pub struct App {
     pub engine: Engine,
     pub images: Images,
     pub files: Files,
+    pub batches: Batches,
     pub keys: Arc<dyn auth::Authenticator>,
     pub ledger: Arc<Ledger>,
     pub hello: Hello,

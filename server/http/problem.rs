@@ -39,6 +39,8 @@ kinds! {
         "No call has that path. `GET /openapi.json` lists every call.";
     RUN_NOT_FOUND = "run-not-found", 404, "There is no such run",
         "No run has that id, or it ended so long ago that it has been forgotten.";
+    BATCH_NOT_FOUND = "batch-not-found", 404, "There is no such batch",
+        "No batch of yours has that id, or it ended so long ago that it has been forgotten.";
     FILE_NOT_FOUND = "file-not-found", 404, "There is no such file",
         "You have uploaded no file of that id, or it has been dropped since; upload it again.";
     IMAGE_NOT_STORED = "image-not-stored", 404, "The image is not in the store",

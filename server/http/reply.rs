@@ -285,7 +285,7 @@ pub fn finished(run: &Run) -> Result<Response, Problem> {
     }
 }
 
-fn about(problem: &run::Problem, id: RunId) -> Problem {
+pub(super) fn about(problem: &run::Problem, id: RunId) -> Problem {
     let name = problem.problem_type.strip_prefix("/problems/").unwrap_or(&problem.problem_type);
     let kind = super::problem::Kind::named(name).unwrap_or(&super::problem::SANDBOX_FAILED);
     let said = kind.detail(problem.detail.clone()).about_run(id);

@@ -9,7 +9,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
-use super::{App, docs, events, files, health, image_upload, images, layers, principals, problem, raw, runs};
+use super::{
+    App, batches, docs, events, files, health, image_upload, images, layers, principals, problem, raw, runs,
+};
 
 /// Every documented call.
 pub fn routes() -> OpenApiRouter<Arc<App>> {
@@ -19,6 +21,9 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(events::watch))
         .routes(routes!(raw::stdout))
         .routes(routes!(raw::stderr))
+        .routes(routes!(batches::create))
+        .routes(routes!(batches::get, batches::cancel))
+        .routes(routes!(batches::watch))
         .routes(routes!(files::upload))
         .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))

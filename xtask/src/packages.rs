@@ -15,6 +15,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "docker-compose",
     "docker.io",
     "docker-registry",
+    "g++",
     "gcc",
     "iproute2",
     "jq",

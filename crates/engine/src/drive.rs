@@ -10,18 +10,18 @@ use jiff::Timestamp;
 use run::{KilledFor, Outcome, Output, Run, RunSpec, RunState, Timings};
 use sandbox::protocol::Event;
 
-use crate::Context;
 use crate::admission::Slot;
 use crate::engine::{Admitted, Inner};
 use crate::execute::{Executed, Gate, Stdin, Step, execute, ms};
 use crate::launcher::Control;
 use crate::live::Live;
+use crate::{Context, Over};
 
 /// How long a slot waits for the traces of its run to go.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
 
 pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, admitted: Admitted) {
-    let Admitted { mut ticket, leases } = admitted;
+    let Admitted { mut ticket, leases, standing } = admitted;
     let entered = Instant::now();
     let slot = tokio::select! {
         biased;
@@ -44,11 +44,18 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
         observer: &*inner.observer,
         leases: &leases,
         files: inner.config.files.as_ref(),
+        over: Over {
+            base: standing.base.as_deref(),
+            freeze: standing.freeze.as_ref().map(|(freeze, _)| freeze),
+        },
         gate: live.promised.then_some(&gate),
     };
     let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
     let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
     let control = executed.control.take();
+    if let (Some(made), Some((_, whoever_waits))) = (executed.made.take(), standing.freeze) {
+        let _ = whoever_waits.send(made);
+    }
     if executed.started_at.is_some() {
         inner.runs().running -= 1;
     }
@@ -149,6 +156,7 @@ fn end(run: &mut Run, executed: Executed) {
         started_at,
         overshoot: _,
         control: _,
+        made: _,
     } = executed;
     (run.state, run.queue_position) = (RunState::Finished, None);
     run.outcome = Some(outcome);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use run::{ImageRef, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
+use run::{ImageRef, Limits, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +18,7 @@ use crate::drive::{drive, interrupted, unable};
 use crate::files::Files;
 use crate::live::{Live, RunHandle};
 use crate::observer::{Observer, Rejection};
+use crate::over::Standing;
 use crate::store::{Key, Known, Promise, RunStore, StoreError, Unfinished};
 use crate::{Images, Launcher, Leases, PoolCounts};
 
@@ -88,6 +89,7 @@ pub struct Counts {
 pub(crate) struct Admitted {
     pub(crate) ticket: Ticket,
     pub(crate) leases: Leases,
+    pub(crate) standing: Standing,
 }
 
 /// Cheap to clone; all clones are the same engine.
@@ -149,10 +151,27 @@ impl Engine {
 
     /// Takes a run, or says why not. It goes on whatever becomes of the caller, but not beyond the server.
     pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
-        let admitted = self.admit(&spec)?;
+        self.submit_over(spec, Standing::default()).map_err(|(error, _)| error)
+    }
+
+    /// The same for a run of a batch, which gets back what its run was to stand on if it was not taken.
+    pub(crate) fn submit_over(
+        &self,
+        spec: RunSpec,
+        standing: Standing,
+    ) -> Result<RunHandle, (SubmitError, Standing)> {
+        let admitted = match self.admit(&spec) {
+            Ok(admitted) => Admitted { standing, ..admitted },
+            Err(error) => return Err((error, standing)),
+        };
         let live = self.enlist(self.queued(&spec), &admitted.ticket, false);
         self.inner.tasks.spawn(drive(Arc::clone(&self.inner), Arc::clone(&live), spec, admitted));
         Ok(RunHandle { live })
+    }
+
+    /// Whether a run with these limits can ever start here.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<(), SubmitError> {
+        self.inner.admission.check(limits).map_err(|refused| self.inner.turned_away(refused))
     }
 
     /// Takes a run that will come to its end even if the server does first: once this has answered, it is
@@ -230,7 +249,7 @@ impl Engine {
         let ticket = self.inner.admission.enter_again(spec).map_err(|TooLarge { limit, asked, most }| {
             format!("{limit} is {asked}; since a restart the server has no more than {most}")
         })?;
-        Ok(Admitted { ticket, leases })
+        Ok(Admitted { ticket, leases, standing: Standing::default() })
     }
 
     fn admit(&self, spec: &RunSpec) -> Result<Admitted, SubmitError> {
@@ -244,7 +263,7 @@ impl Engine {
         let leases = Leases::take(inner.config.files.as_ref(), spec)
             .map_err(|file| SubmitError::NoSuchFile { file })?;
         let ticket = inner.admission.enter(spec).map_err(|refused| inner.turned_away(refused))?;
-        Ok(Admitted { ticket, leases })
+        Ok(Admitted { ticket, leases, standing: Standing::default() })
     }
 
     fn enlist(&self, run: Run, ticket: &Ticket, promised: bool) -> Arc<Live> {

@@ -20,7 +20,8 @@ use crate::launcher::{Control, Launch, LaunchError, Launched};
 use crate::observer::{Observer, Startup};
 use crate::output::{Collector, Kept};
 use crate::outputs::{self, Collected};
-use crate::{Images, Launcher, Leases, plan, stdin};
+use crate::over::{self, Made};
+use crate::{Images, Launcher, Leases, Over, plan, stdin};
 
 /// After the last process is dead its outputs end at once; this bounds what should not happen.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,6 +36,7 @@ pub struct Context<'a> {
     pub leases: &'a Leases,
     /// Where outputs go that are too large for the reply.
     pub files: Option<&'a Files>,
+    pub over: Over<'a>,
     /// Asked before a program is started, where there is something to be done first.
     pub gate: Option<&'a dyn Gate>,
 }
@@ -80,6 +82,7 @@ pub struct Executed {
     pub stderr: Output,
     pub outputs: Vec<RunOutput>,
     pub outputs_missing: Vec<String>,
+    pub(crate) made: Option<Made>,
     pub usage: Option<Usage>,
     pub limit_hits: Vec<LimitHit>,
     pub timings: Timings,
@@ -105,6 +108,7 @@ impl Executed {
             stderr: Output::default(),
             outputs: Vec::new(),
             outputs_missing: Vec::new(),
+            made: None,
             usage: None,
             limit_hits: Vec::new(),
             timings: Timings::default(),
@@ -121,6 +125,15 @@ impl Executed {
             () = cancel.cancelled() => return,
         };
         (self.outputs, self.outputs_missing) = (collected.outputs, collected.missing);
+    }
+
+    async fn hear_frozen(&mut self, lease: &image::Lease) {
+        let Some(control) = &mut self.control else { return };
+        let frozen = over::hear_frozen(&mut **control).await;
+        // An output past its cap is known here alone; its run did not end well either.
+        let well = self.outcome == Outcome::Exited { code: 0 };
+        let frozen = if well { frozen } else { frozen.and(Err("the run did not end well".into())) };
+        self.made = Some(Made { lease: lease.clone(), frozen });
     }
 
     pub(crate) fn cancelled() -> Self {
@@ -149,9 +162,12 @@ pub async fn execute(
     on_step: &mut (dyn FnMut(Step<'_>) + Send),
 ) -> Executed {
     let asked = Instant::now();
-    let lease = tokio::select! {
-        lease = context.images.acquire(&spec.image, spec.pull) => lease,
-        () = cancel.cancelled() => return Executed::cancelled(),
+    let lease = match context.over.base {
+        Some(base) => Ok(base.lease.clone()),
+        None => tokio::select! {
+            lease = context.images.acquire(&spec.image, spec.pull) => lease,
+            () = cancel.cancelled() => return Executed::cancelled(),
+        },
     };
     let lease = match lease {
         Ok(lease) => lease,
@@ -174,6 +190,9 @@ pub async fn execute(
             let mut executed = run.carry_to_the_end(launched, on_step).await;
             if let Some(from) = outputs {
                 executed.collect(outputs::receive(from, spec, context.files), cancel).await;
+            }
+            if context.over.freeze.is_some() && executed.usage.is_some() {
+                executed.hear_frozen(&lease).await;
             }
             executed
         }
@@ -212,7 +231,7 @@ async fn launch(
         descriptors.push(theirs);
         ours
     });
-    let launch_spec = plan::launch_spec(spec, lease, files, asked)
+    let launch_spec = plan::launch_spec(spec, lease, files, asked, context.over)
         .map_err(|reason| Executed::without_a_run(Outcome::StartFailed { reason }))?;
     let stdin = match (stdin, &spec.stdin) {
         (Stdin::Descriptor(descriptor), _) => Ok(descriptor),

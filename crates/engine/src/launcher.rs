@@ -57,6 +57,12 @@ pub enum LaunchError {
 pub trait Launcher: Send + Sync + 'static {
     fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<Launched, LaunchError>>;
 
+    /// Removes a frozen layer.
+    fn discard<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, ()> {
+        let _ = layer;
+        Box::pin(async {})
+    }
+
     /// Ends when the launcher is dead, and with it every run.
     fn lost(&self) -> BoxFuture<'_, ()>;
 
@@ -144,6 +150,24 @@ impl Launcher for SandboxLauncher {
             client::run(control.as_fd(), &launch.spec, stdio, &files).map_err(broken)?;
             let control = Keeper { socket: watched(control).map_err(broken)? };
             Ok(Launched { control: Box::new(control), stdout: Box::new(stdout), stderr: Box::new(stderr) })
+        })
+    }
+
+    fn discard<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let asked = self.socket.async_io(Interest::WRITABLE, || self.client.remove(layer)).await;
+            // Waited for, because closing the socket would give the request up. What stays goes at the next
+            // start.
+            match asked.and_then(watched) {
+                Ok(socket) => {
+                    let answer =
+                        socket.async_io(Interest::READABLE, || client::receive(socket.as_fd())).await;
+                    if !matches!(answer, Ok(Some(Event::Removed))) {
+                        tracing::warn!(?answer, "a frozen layer could not be removed");
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "a frozen layer stays until the next start"),
+            }
         })
     }
 

@@ -6,12 +6,15 @@ mod drive;
 mod engine;
 mod execute;
 
+pub mod batch;
+
 mod live;
 mod watcher;
 
 mod admission;
 mod output;
 mod outputs;
+mod over;
 mod plan;
 mod stdin;
 mod store;
@@ -33,6 +36,7 @@ pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLaun
 pub use live::{CancelOnDrop, RunHandle};
 pub use observer::{NoObserver, Observer, Rejection, Startup};
 pub use output::Kept;
+pub use over::Over;
 pub use pool::PoolCounts;
 pub use store::{
     EmbeddedStore, Finished, Keep, Key, Known, Page, Promise, RunStore, Shape, StoreError, Unfinished, Wanted,

@@ -140,6 +140,11 @@ impl RunHandle {
         self.run()
     }
 
+    /// Asks for the run's end.
+    pub(crate) fn cancel(&self) {
+        self.live.cancel.cancel();
+    }
+
     pub fn cancel_on_drop(&self) -> CancelOnDrop {
         CancelOnDrop { live: Some(Arc::clone(&self.live)) }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use run::{KilledFor, Run};
+use run::{KilledFor, Run, Verdict};
 
 /// Why a run was turned away: a closed set, because it becomes a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,10 @@ pub trait Observer: Send + Sync + 'static {
     /// `overshoot` is how far past its limit a run that was killed for time died.
     fn finished(&self, run: &Run, overshoot: Option<(KilledFor, Duration)>) {
         let _ = (run, overshoot);
+    }
+    /// `verdict` is absent where nothing was expected of any test.
+    fn batch_finished(&self, verdict: Option<Verdict>) {
+        let _ = verdict;
     }
     /// Mounts and cgroups are gone, or (not `clean`) something stayed behind.
     fn torn_down(&self, took: Duration, clean: bool) {

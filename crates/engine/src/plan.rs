@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::Leases;
+use crate::{Leases, Over};
 
 /// The program and its arguments. A `cmd` of the request replaces what the image wants to run; with
 /// only `args` they go to the image's entrypoint in place of its own.
@@ -43,6 +43,7 @@ pub(crate) fn launch_spec(
     lease: &Lease,
     files: Vec<LaunchFile>,
     outputs: Option<LaunchOutputs>,
+    over: Over<'_>,
 ) -> Result<LaunchSpec, String> {
     let config = &lease.config;
     Ok(LaunchSpec {
@@ -58,8 +59,8 @@ pub(crate) fn launch_spec(
         files,
         profile: spec.profile,
         outputs,
-        over: None,
-        freeze: None,
+        over: over.base.and_then(|base| base.layer.as_ref()).map(|layer| layer.name.clone()),
+        freeze: over.freeze.cloned(),
         #[cfg(feature = "removable-walls")]
         without: without_walls(spec),
     })

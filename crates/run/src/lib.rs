@@ -8,6 +8,7 @@ mod outcome;
 mod principal;
 mod record;
 mod spec;
+mod verdict;
 
 mod bytes;
 
@@ -23,3 +24,4 @@ pub use record::{
 pub use spec::{
     FileContent, FileSpec, OnOutputLimit, OutputEncoding, OutputPattern, Profile, Pull, RunSpec, Stdin,
 };
+pub use verdict::{Compare, Verdict};

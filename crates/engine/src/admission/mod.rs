@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use run::{PrincipalName, RunSpec};
+use run::{Limits, PrincipalName, RunSpec};
 use tokio::sync::oneshot;
 
 pub use claim::Budget;
@@ -84,6 +84,12 @@ impl Admission {
         let fair = Fair::new(Claim::all(slots, &budget), &budget.cores);
         let state = State { fair, drain: Drain::default(), grants: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state), budget, capacity })
+    }
+
+    /// Whether a run with these limits can ever have its turn.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<(), Refused> {
+        let claim = Claim::of(limits, &self.budget);
+        claim.check(limits, self.lock().fair.whole()).map_err(Refused::TooLarge)
     }
 
     pub(crate) fn enter(self: &Arc<Self>, spec: &RunSpec) -> Result<Ticket, Refused> {

@@ -94,8 +94,15 @@ pub struct Leases {
 impl Leases {
     /// All of them, or the one that is not there.
     pub fn take(files: Option<&Files>, spec: &RunSpec) -> Result<Self, StoredFile> {
+        Self::take_all(files, spec.stored_files())
+    }
+
+    pub(crate) fn take_all<'a>(
+        files: Option<&Files>,
+        wanted: impl Iterator<Item = &'a StoredFile>,
+    ) -> Result<Self, StoredFile> {
         let mut held = HashMap::new();
-        for stored in spec.stored_files() {
+        for stored in wanted {
             if !held.contains_key(stored) {
                 let lease = files.and_then(|files| files.lease(stored)).ok_or_else(|| stored.clone())?;
                 held.insert(stored.clone(), lease);

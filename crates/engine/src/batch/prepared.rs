@@ -1,0 +1,140 @@
+//! What batches have prepared, kept for later ones: for a time, within a budget, the least recently used
+//! going first, and never while tests run over it. It lasts no longer than the launcher.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use run::{PrincipalName, RunSpec};
+use uuid::Uuid;
+
+use super::PreparedInfo;
+use crate::files::{Files, FilesError, Reservation};
+use crate::over::Base;
+
+/// What a name costs beside its content, as the launcher counts it.
+const ENTRY_BYTES: u64 = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PreparedId(pub Uuid);
+
+impl fmt::Display for PreparedId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for PreparedId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        text.parse().map(Self)
+    }
+}
+
+/// A prepared file system that tests can be run over.
+#[derive(Debug)]
+pub struct Prepared {
+    id: PreparedId,
+    principal: PrincipalName,
+    /// As it was asked for.
+    image: String,
+    expires: SystemTime,
+    pub(super) base: Arc<Base>,
+}
+
+impl Prepared {
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
+    pub fn info(&self) -> PreparedInfo {
+        let expires_at = Timestamp::try_from(self.expires).unwrap_or(Timestamp::MAX);
+        PreparedInfo { id: self.id, expires_at }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.base.layer.as_ref().map_or(0, |layer| layer.room.bytes())
+    }
+
+    /// Somebody else than the shelf holds it, or what it stands on.
+    fn in_use(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 1 || Arc::strong_count(&self.base) > 1
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shelf {
+    bytes_max: u64,
+    kept_for: Duration,
+    prepared: Mutex<HashMap<PreparedId, (Arc<Prepared>, Instant)>>,
+}
+
+impl Shelf {
+    pub(super) fn new(bytes_max: u64, kept_for: Duration) -> Self {
+        Self { bytes_max, kept_for, prepared: Mutex::new(HashMap::new()) }
+    }
+
+    /// Room for all that this command can leave behind; what is not needed is given back later.
+    pub(super) fn room(&self, files: Option<&Files>, run: &RunSpec) -> Result<Reservation, FilesError> {
+        let limits = &run.limits;
+        let most =
+            limits.disk_bytes.saturating_add(limits.inodes.saturating_mul(ENTRY_BYTES)).min(self.bytes_max);
+        let full = FilesError::Full { bytes: most, most_bytes: self.bytes_max };
+        let Some(files) = files else { return Err(full) };
+        let dropped = self.make_room(most);
+        // Dropped before the room is asked for: what they had is part of it.
+        drop(dropped.ok_or(full)?);
+        files.reserve(most)
+    }
+
+    /// Those that have to go; `None` where that is not enough.
+    fn make_room(&self, bytes: u64) -> Option<Vec<Arc<Prepared>>> {
+        let mut prepared = self.prepared();
+        let mut gone = Vec::new();
+        let now = SystemTime::now();
+        let mut idle: Vec<(Instant, PreparedId)> = prepared
+            .values()
+            .filter(|(prepared, _)| !prepared.in_use())
+            .map(|(prepared, used)| (*used, prepared.id))
+            .collect();
+        idle.sort_unstable();
+        let mut held: u64 = prepared.values().map(|(prepared, _)| prepared.bytes()).sum();
+        for (_, id) in idle {
+            let expired = prepared.get(&id).is_some_and(|(prepared, _)| prepared.expires <= now);
+            if (expired || held.saturating_add(bytes) > self.bytes_max)
+                && let Some((dropped, _)) = prepared.remove(&id)
+            {
+                held -= dropped.bytes();
+                gone.push(dropped);
+            }
+        }
+        (held.saturating_add(bytes) <= self.bytes_max).then_some(gone)
+    }
+
+    pub(super) fn keep(&self, principal: PrincipalName, image: String, base: Arc<Base>) -> Arc<Prepared> {
+        let id = PreparedId(Uuid::now_v7());
+        let expires = SystemTime::now() + self.kept_for;
+        let prepared = Arc::new(Prepared { id, principal, image, expires, base });
+        self.prepared().insert(id, (Arc::clone(&prepared), Instant::now()));
+        prepared
+    }
+
+    pub(super) fn get(&self, id: PreparedId, principal: &PrincipalName) -> Option<Arc<Prepared>> {
+        let mut all = self.prepared();
+        let (prepared, used) = all.get_mut(&id)?;
+        if prepared.principal != *principal || prepared.expires <= SystemTime::now() {
+            return None;
+        }
+        *used = Instant::now();
+        Some(Arc::clone(prepared))
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, HashMap<PreparedId, (Arc<Prepared>, Instant)>> {
+        // A panic under this lock leaves the map whole.
+        self.prepared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,143 @@
+//! An outcome compared with an expected answer, as judges do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It ended with code 0 and wrote what was expected.
+    Accepted,
+    /// It ended with code 0 and wrote something else.
+    WrongAnswer,
+    /// It was killed after its wall time or its processor time.
+    TimeLimit,
+    MemoryLimit,
+    OutputLimit,
+    /// It ended with another code than 0 or by a signal, or could not be started.
+    RuntimeError,
+    /// The prepare command did not end with code 0.
+    CompileError,
+    /// It was not run, or its result does not count: an earlier one had failed, or the prepare command had.
+    Skipped,
+    Cancelled,
+    /// Our fault, or the image's: there is no verdict about the program.
+    InternalError,
+}
+
+impl Verdict {
+    /// Of a test that has ended. `is_right` is asked only where the program ended well; `None` where nothing
+    /// in particular was expected.
+    pub fn of(outcome: &Outcome, truncated: bool, is_right: impl FnOnce() -> Option<bool>) -> Self {
+        match outcome {
+            Outcome::Exited { code: 0 } => match is_right() {
+                Some(true) | None => Verdict::Accepted,
+                // Of an output that was cut nobody can say that it was wrong.
+                Some(false) if truncated => Verdict::OutputLimit,
+                Some(false) => Verdict::WrongAnswer,
+            },
+            Outcome::Exited { .. } | Outcome::Signaled { .. } | Outcome::StartFailed { .. } => {
+                Verdict::RuntimeError
+            }
+            Outcome::WallTimeLimit | Outcome::CpuTimeLimit => Verdict::TimeLimit,
+            Outcome::MemoryLimit => Verdict::MemoryLimit,
+            Outcome::OutputLimit { .. } => Verdict::OutputLimit,
+            Outcome::Cancelled => Verdict::Cancelled,
+            Outcome::ImageFailed { .. } | Outcome::SandboxError { .. } => Verdict::InternalError,
+        }
+    }
+}
+
+/// How an output is compared with what was expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Compare {
+    /// Byte by byte.
+    Exact,
+    /// Line by line, without white space at the ends of lines and without empty lines at the end.
+    #[default]
+    Lines,
+    /// Word by word, whatever white space is between them.
+    Tokens,
+}
+
+impl Compare {
+    pub fn is_same(self, written: &[u8], expected: &[u8]) -> bool {
+        match self {
+            Compare::Exact => written == expected,
+            Compare::Lines => lines(written).eq(lines(expected)),
+            Compare::Tokens => tokens(written).eq(tokens(expected)),
+        }
+    }
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.trim_ascii_end().split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end)
+}
+
+fn tokens(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(u8::is_ascii_whitespace).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Stream;
+
+    #[test]
+    fn outputs_are_compared_as_the_mode_says() {
+        for (written, expected, [exact, lines, tokens]) in [
+            ("1 2\n", "1 2\n", [true, true, true]),
+            ("1 2", "1 2\n", [false, true, true]),
+            ("1 2 \r\n\n\n", "1 2", [false, true, true]),
+            ("1  2", "1 2", [false, false, true]),
+            ("1\n2", "1 2", [false, false, true]),
+            (" 1", "1", [false, false, true]),
+            ("1\n\n2", "1\n2", [false, false, true]),
+            ("12", "1 2", [false, false, false]),
+            ("1", "1 2", [false, false, false]),
+            ("", "\n \n", [false, true, true]),
+            ("", "", [true, true, true]),
+            ("A", "a", [false, false, false]),
+            ("1.0", "1", [false, false, false]),
+            ("\u{a0}x", "x", [false, false, false]),
+        ] {
+            for (mode, same) in [(Compare::Exact, exact), (Compare::Lines, lines), (Compare::Tokens, tokens)]
+            {
+                assert_eq!(
+                    mode.is_same(written.as_bytes(), expected.as_bytes()),
+                    same,
+                    "{mode:?} {written:?} {expected:?}"
+                );
+                assert_eq!(mode.is_same(expected.as_bytes(), written.as_bytes()), same, "{mode:?}");
+            }
+        }
+        assert!(!Compare::Tokens.is_same(b"\xff", b"\xfe"), "bytes that are no text differ, too");
+    }
+
+    #[test]
+    fn a_crash_is_no_wrong_answer_and_a_limit_is_no_crash() {
+        for (outcome, truncated, right, verdict) in [
+            (Outcome::Exited { code: 0 }, false, Some(true), Verdict::Accepted),
+            (Outcome::Exited { code: 0 }, false, Some(false), Verdict::WrongAnswer),
+            (Outcome::Exited { code: 0 }, false, None, Verdict::Accepted),
+            (Outcome::Exited { code: 0 }, true, Some(false), Verdict::OutputLimit),
+            (Outcome::Exited { code: 0 }, true, Some(true), Verdict::Accepted),
+            (Outcome::Exited { code: 1 }, false, Some(true), Verdict::RuntimeError),
+            (Outcome::Signaled { signal: 11 }, false, Some(true), Verdict::RuntimeError),
+            (Outcome::StartFailed { reason: String::new() }, false, Some(true), Verdict::RuntimeError),
+            (Outcome::WallTimeLimit, false, Some(true), Verdict::TimeLimit),
+            (Outcome::CpuTimeLimit, false, Some(true), Verdict::TimeLimit),
+            (Outcome::MemoryLimit, false, Some(true), Verdict::MemoryLimit),
+            (Outcome::OutputLimit { stream: Stream::Stdout }, true, Some(true), Verdict::OutputLimit),
+            (Outcome::Cancelled, false, Some(true), Verdict::Cancelled),
+            (Outcome::SandboxError { detail: String::new() }, false, Some(true), Verdict::InternalError),
+            (Outcome::ImageFailed { detail: String::new() }, false, Some(true), Verdict::InternalError),
+        ] {
+            assert_eq!(Verdict::of(&outcome, truncated, || right), verdict, "{outcome:?} {right:?}");
+        }
+    }
+}
