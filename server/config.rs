@@ -10,6 +10,8 @@ use run::{Limits, Maxima};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::traces::Collector;
+
 use crate::image_settings::{self, ImageSettings};
 use crate::keys;
 
@@ -117,6 +119,8 @@ config! {
     log_format: LogFormat = LogFormat::Auto;
     /// What is logged: `error`, `warn`, `info`, `debug`, or a list such as `info,engine=debug`
     log: String = "info".into();
+    /// A collector for traces, by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: none
+    traces_to: String = String::new();
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +181,7 @@ impl Config {
             self.limits.memory_bytes
         );
         self.metrics_at()?;
+        Collector::parse(&self.traces_to)?;
         for (name, number) in [
             ("slots", self.slots),
             ("kept_runs", self.kept_runs),

@@ -8,6 +8,7 @@ pub mod start;
 
 pub mod drain;
 pub mod notify;
+pub mod reload;
 
 pub mod posture;
 pub mod privilege;
@@ -23,3 +24,4 @@ pub mod leaks;
 pub mod log;
 pub mod selftest;
 pub mod telemetry;
+pub mod traces;

@@ -2,6 +2,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::OnceLock;
+
+use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
@@ -21,11 +24,15 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// Exchanges the filter of a log that was started.
+type Exchange = Box<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>;
+
+static EXCHANGE: OnceLock<Exchange> = OnceLock::new();
+
 /// Starts the log on standard error.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     use std::io::IsTerminal;
 
-    use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_new(filter)?;
     let terminal = std::io::stderr().is_terminal();
     let json = match format {
@@ -34,7 +41,22 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Auto => !terminal,
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started =
-        if json { log.json().flatten_event(true).try_init() } else { log.with_ansi(terminal).try_init() };
+    let started = if json {
+        let log = log.json().flatten_event(true).with_filter_reloading();
+        let handle = log.reload_handle();
+        let _ = EXCHANGE.set(Box::new(move |filter| Ok(handle.reload(filter)?)));
+        log.try_init()
+    } else {
+        let log = log.with_ansi(terminal).with_filter_reloading();
+        let handle = log.reload_handle();
+        let _ = EXCHANGE.set(Box::new(move |filter| Ok(handle.reload(filter)?)));
+        log.try_init()
+    };
     started.map_err(|error| anyhow::anyhow!("start the log: {error}"))
+}
+
+/// Logs by another filter from now on.
+pub fn filter(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)?;
+    EXCHANGE.get().map_or(Ok(()), |exchange| exchange(filter))
 }

@@ -18,13 +18,15 @@ use crate::ahead;
 use crate::config::Config;
 use crate::drain::{self, GOODBYE, Serving, StopSignal};
 use crate::http::serve::{self, Bounds, Listener};
-use crate::http::{App, body, create_run, docs, router};
+use crate::http::{App, body, docs, router};
 use crate::keys::{KeyRing, Ledger};
 use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
 use crate::notify;
+use crate::reload::{self, Live};
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
+use crate::traces::{Collector, Traces};
 
 /// How long a client's key stands for its run.
 const KEYS_STAND_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -56,6 +58,7 @@ pub async fn serve(
     hello: Hello,
     docker: Option<PathBuf>,
     canary: Canary,
+    read: reload::Read,
 ) -> anyhow::Result<End> {
     let address = listener.address()?;
     let apart = config.metrics_at()?.map(Listener::bind).transpose()?;
@@ -68,6 +71,7 @@ pub async fn serve(
         goodbye: if handed_over { app.config.drain_deadline() + GOODBYE } else { GOODBYE },
     };
     let mut stop = StopSignal::listen()?;
+    tokio::spawn(reload::watch(reload::listen()?, Arc::clone(&app), read));
     let closing = CancellationToken::new();
     let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
     let mut serving = Serving { closing, task };
@@ -148,11 +152,8 @@ async fn assemble(
     let batches = Batches::new(engine.clone(), &batch_config(&config));
     Ok(Arc::new(App {
         batches,
-        allowed: create_run::Allowed {
-            defaults: config.limits.clone(),
-            maxima: config.maxima.clone(),
-            compat: config.allow_compat,
-        },
+        settings: Live::new(&config),
+        traces: Traces::to(Collector::parse(&config.traces_to)?),
         bodies: body::BodyLimits {
             bytes_max: config.body_bytes_max,
             time_max: Duration::from_millis(config.body_timeout_ms),

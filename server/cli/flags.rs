@@ -32,7 +32,7 @@ const SHARED: &[&str] = &[
 ];
 
 /// Settings given as flags. `ALL` is for the server; the other subcommands take those that matter to them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ConfigFlags<const ALL: bool> {
     file: Option<PathBuf>,
     table: Table,

@@ -19,6 +19,7 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let config = arguments.config.load()?;
+    let again = arguments.config.clone();
     if arguments.print_config {
         print!("{}", toml::to_string(&config)?);
         return Ok(ExitCode::SUCCESS);
@@ -39,7 +40,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let canary = Canary::read(&config.launcher)?;
     privilege::give_up(identity)?;
 
+    let read = Box::new(move || again.load());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker, canary))?;
+    let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker, canary, read))?;
     Ok(end.into())
 }

@@ -190,8 +190,13 @@ fn read(app: &App, caller: &Caller, body: serde_json::Value) -> Result<engine::b
         let id: PreparedId = id.parse().ok()?;
         app.batches.prepared(id, &caller.principal.name)
     };
-    let around =
-        Around { allowed: &app.allowed, principal: &caller.principal, lookup: &lookup, prepared: &prepared };
+    let settings = app.settings.now();
+    let around = Around {
+        allowed: &settings.allowed,
+        principal: &caller.principal,
+        lookup: &lookup,
+        prepared: &prepared,
+    };
     create_batch::spec(body, around)
 }
 

@@ -120,6 +120,7 @@ pub struct Queue {
 pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     let hello = &app.hello;
     let counts = app.engine.counts();
+    let allowed = &app.settings.now().allowed;
     let wall = |wall: &sandbox::protocol::Wall| Wall {
         name: wall.name.clone(),
         state: state_name(wall.state),
@@ -132,13 +133,13 @@ pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         walls: hello.walls.iter().map(wall).collect(),
         not_enforced: hello.not_enforced.clone(),
         id_width: hello.id_width,
-        defaults: app.config.limits.clone(),
-        maxima: app.config.maxima.clone(),
+        defaults: allowed.defaults.clone(),
+        maxima: allowed.maxima.clone(),
         budget: Budget { cpus: app.config.budget_cpus, memory_bytes: app.config.budget_memory_bytes },
         slots: Slots { total: app.config.slots, busy: counts.busy },
         queue: Queue { capacity: app.config.queue_capacity, waiting: counts.queued },
         host_image: hello.host_image && app.config.allow_host_image,
-        profiles: if app.config.allow_compat { &["strict", "compat"] } else { &["strict"] },
+        profiles: if allowed.compat { &["strict", "compat"] } else { &["strict"] },
         networks: ["none"],
     })
 }

@@ -21,8 +21,10 @@ use super::auth;
 use super::problem::{self, Problem};
 use super::{App, accept};
 use crate::telemetry::RefusedFor;
+use crate::traces::Place;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 const MAX_HEADERS: usize = 100;
@@ -31,7 +33,7 @@ const MAX_HEADERS: usize = 100;
 pub fn apply(router: Router, app: &Arc<App>) -> Router {
     let layers = ServiceBuilder::new()
         .layer(from_fn(name_request))
-        .layer(from_fn(trace))
+        .layer(from_fn_with_state(Arc::clone(app), trace))
         .layer(from_fn_with_state(Arc::clone(app), measure))
         .layer(from_fn_with_state(Arc::clone(app), write_problems))
         .layer(CatchPanicLayer::custom(panicked))
@@ -67,9 +69,10 @@ fn request_id(request: &Request) -> String {
 }
 
 /// A span around everything that the request causes; `traceparent` is kept so that lines can be joined.
-async fn trace(request: Request, next: Next) -> Response {
-    let parent =
-        request.headers().get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+async fn trace(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let parent = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let place = if app.traces.are_on() { Place::below(parent, Uuid::now_v7()) } else { None };
+    let parent = parent.unwrap_or_default();
     let traced = parent.len() <= 64 && parent.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
     let span = tracing::info_span!(
         "request",
@@ -78,7 +81,12 @@ async fn trace(request: Request, next: Next) -> Response {
         path = %request.uri().path(),
         traceparent = traced.then_some(parent).filter(|parent| !parent.is_empty()),
     );
-    next.run(request).instrument(span).await
+    request.extensions_mut().insert(place);
+    let mut reply = next.run(request).instrument(span).await;
+    if let Some(value) = place.and_then(|place| HeaderValue::try_from(place.traceparent()).ok()) {
+        reply.headers_mut().insert(TRACEPARENT, value);
+    }
+    reply
 }
 
 /// Counts the request by its route's template, also when the client goes away before the reply.
@@ -150,7 +158,12 @@ async fn check_size(request: Request, next: Next) -> Response {
 /// Keeps other web pages from running code here through somebody's browser.
 async fn check_caller(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let named = request.uri().authority().map(Authority::as_str);
-    match caller_problem(named, request.headers(), &app.config.allowed_hosts, &app.config.allowed_origins) {
+    match caller_problem(
+        named,
+        request.headers(),
+        &app.settings.now().allowed_hosts,
+        &app.config.allowed_origins,
+    ) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     }

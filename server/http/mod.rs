@@ -56,7 +56,9 @@ use sandbox::protocol::Hello;
 use crate::config::Config;
 use crate::keys::Ledger;
 use crate::leaks::{Groups, Mounts};
+use crate::reload::Live;
 use crate::telemetry::Telemetry;
+use crate::traces::Traces;
 
 /// What every handler can reach.
 #[derive(Debug)]
@@ -70,9 +72,11 @@ pub struct App {
     pub ledger: Arc<Ledger>,
     pub hello: Hello,
     pub telemetry: Arc<Telemetry>,
+    pub traces: Traces,
     pub groups: Groups,
     pub mounts: Mounts,
-    pub allowed: create_run::Allowed,
+    /// What SIGHUP may change.
+    pub settings: Live,
     pub bodies: body::BodyLimits,
     /// `openapi.json`, written once.
     pub openapi: Bytes,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use engine::{RunHandle, Taken};
 use run::{Run, RunId, RunState};
 use serde::Serialize;
@@ -22,6 +22,7 @@ use super::problem::{self, Document, Problem};
 use super::query::{Parameters, RunPath};
 use super::reply::{self, OutcomeName, RunReply};
 use super::{App, files};
+use crate::traces::Place;
 
 const LIST_DEFAULT: usize = 50;
 const LIST_MAX: usize = 500;
@@ -69,6 +70,7 @@ const PAGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
          content_type = "application/problem+json")))]
 pub async fn create(
     State(app): State<Arc<App>>,
+    Extension(place): Extension<Option<Place>>,
     caller: Caller,
     prefer: Prefer,
     WantsEvents(events): WantsEvents,
@@ -77,7 +79,8 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
     let key = key.of(caller.principal.name.as_str(), &value);
-    let spec = CreateRun::spec(value, &app.allowed, &caller.principal, &files::lookup(&app, &caller))?;
+    let settings = app.settings.now();
+    let spec = CreateRun::spec(value, &settings.allowed, &caller.principal, &files::lookup(&app, &caller))?;
     // What goes already need not start in time.
     if let Some(wait) = prefer.wait.filter(|_| prefer.strict && !app.engine.knows(key.as_ref())) {
         app.engine.check_wait(&spec.principal.name, wait)?;
@@ -96,6 +99,7 @@ pub async fn create(
             },
         },
     };
+    app.traces.follow(&handle, place);
     hold_to_the_end(&handle, share);
     let leaving = (!promised).then(|| handle.cancel_on_drop());
     if events {

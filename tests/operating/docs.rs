@@ -92,3 +92,23 @@ fn every_link_leads_to_a_file() {
         }
     }
 }
+
+/// A promise without a test would be a wish.
+#[test]
+fn every_number_that_is_promised_has_a_test() {
+    let page = text("docs/SPECIFICATION.md");
+    let rows: Vec<_> =
+        page.lines().filter(|line| line.starts_with("| ") && line.contains("` in `")).collect();
+    let promises = page.lines().filter(|line| line.starts_with("| ") && !line.contains("| test |")).count();
+    assert_eq!(rows.len(), promises, "every promise names a test and its file");
+    assert!(rows.len() > 15);
+    for row in rows {
+        let (before, after) = row.rsplit_once("` in `").expect("a test and its file");
+        let test = before.rsplit('`').next().expect("a test");
+        let path = after.split('`').next().expect("a file");
+        let source = text(path);
+        let declared = format!("fn {test}()");
+        let at = source.find(&declared).unwrap_or_else(|| panic!("{path} has no {test}"));
+        assert!(source[..at].trim_end().ends_with("#[test]"), "{test} is no test");
+    }
+}

@@ -4,8 +4,10 @@
 mod containers;
 mod dashboard;
 mod docs;
+mod reload;
 mod rules;
 mod systemd;
+mod traces;
 mod upgrade;
 
 use std::path::PathBuf;

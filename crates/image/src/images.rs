@@ -139,6 +139,11 @@ impl Images {
         Ok(loaded.iter().map(|pulled| lease(&pulled.0, Arc::clone(&pulled.1) as Arc<dyn Guard>)).collect())
     }
 
+    /// Allows these registries only, from now on; none named means any. Images that are here stay.
+    pub fn allow_registries(&self, names: &[String]) {
+        self.inner.puller.registries.rules.allow(names);
+    }
+
     /// The largest archive that is read.
     pub fn archive_bytes_max(&self) -> u64 {
         self.inner.puller.config.limits.image_bytes

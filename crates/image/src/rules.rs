@@ -4,15 +4,17 @@
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{PoisonError, RwLock};
 
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use crate::{Config, ImageError};
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Rules {
-    allowed: Option<Vec<String>>,
+    /// May change while the server runs.
+    allowed: RwLock<Option<Vec<String>>>,
     insecure: Vec<String>,
     private: Vec<String>,
 }
@@ -27,9 +29,8 @@ pub(crate) enum Reach {
 
 impl Rules {
     pub(crate) fn new(config: &Config) -> Self {
-        let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>();
         Self {
-            allowed: config.allowed_registries.as_deref().map(lower),
+            allowed: RwLock::new(config.allowed_registries.as_deref().map(lower)),
             insecure: lower(&config.insecure_registries),
             // Whoever was named as a mirror was named.
             private: lower(&config.private_registries)
@@ -39,10 +40,17 @@ impl Rules {
         }
     }
 
+    /// Allows these registries only, from now on; none named means any.
+    pub(crate) fn allow(&self, registries: &[String]) {
+        let allowed = Some(lower(registries)).filter(|names| !names.is_empty());
+        *self.allowed.write().unwrap_or_else(PoisonError::into_inner) = allowed;
+    }
+
     /// The root of a registry's API.
     pub(crate) fn endpoint(&self, registry: &str) -> Result<Url, ImageError> {
+        let allowed = self.allowed.read().unwrap_or_else(PoisonError::into_inner);
         let is_listed = self.insecure.iter().chain(&self.private).any(|listed| listed == registry);
-        if let Some(allowed) = &self.allowed
+        if let Some(allowed) = &*allowed
             && !is_listed
             && !allowed.iter().any(|listed| listed == registry)
         {
@@ -94,6 +102,10 @@ impl Rules {
             format!("--insecure-registry {registry} (plain http) or --private-registry {registry} (https)");
         not_allowed(registry, reason, flag)
     }
+}
+
+fn lower(names: &[String]) -> Vec<String> {
+    names.iter().map(|name| name.to_ascii_lowercase()).collect()
 }
 
 fn not_allowed(registry: &str, reason: &str, flag: String) -> ImageError {
