@@ -56,6 +56,8 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
     if let (Some(made), Some((_, whoever_waits))) = (executed.made.take(), standing.freeze) {
         let _ = whoever_waits.send(made);
     }
+    // What the run stood on is free before anybody hears of its end.
+    drop(standing.base);
     if executed.started_at.is_some() {
         inner.runs().running -= 1;
     }

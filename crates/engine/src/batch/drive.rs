@@ -67,6 +67,9 @@ impl Work {
             }
         };
         let kept = tests.kept;
+        // Who hears of the end may count on it: nothing is held any more.
+        drop(spec);
+        self.leases = Leases::default();
         self.live.happen(BatchEvent::State(BatchState::Finished), |batch| {
             batch.verdict = broken.or_else(|| verdict_of(batch));
             batch.finished_at = Some(Timestamp::now());
