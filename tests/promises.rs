@@ -387,3 +387,32 @@ fn many_finished_runs_are_kept_in_little_memory() {
     assert!(grown < 16 << 20, "grown by {} KiB", grown >> 10);
     assert_eq!(daemon.get("/runs?limit=500").expect(200)["runs"].as_array().map(Vec::len), Some(419));
 }
+
+/// One word of two clients is two keys, and what is kept of a run is its owner's, also after a restart.
+#[test]
+fn keys_and_kept_runs_are_their_owners() {
+    let builder = Daemon::builder().host_image();
+    let (alice, bob) = (builder.key(&["alice"]), builder.key(&["bob"]));
+    let daemon = builder.start();
+    let ask = |daemon: &Daemon, who: &str, body: &Value| keyed(daemon, "k", body).key(who).send();
+    let hers = ask(&daemon, &alice, &sh("echo hers")).expect(200);
+    let his = ask(&daemon, &bob, &sh("echo his")).expect(200);
+    assert_eq!((hers["stdout"].as_str(), his["stdout"].as_str()), (Some("hers\n"), Some("his\n")));
+    let daemon = daemon.restart();
+    let again = ask(&daemon, &bob, &sh("echo his")).expect(200);
+    assert_eq!(again["id"], his["id"]);
+    let id = hers["id"].as_str().expect("an id");
+    for path in ["", "/events", "/stdout", "/stderr"] {
+        let path = format!("/runs/{id}{path}");
+        assert_eq!(daemon.request("GET", &path).key(&alice).send().status, 200, "{path}");
+        daemon.request("GET", &path).key(&bob).send().problem(404, "run-not-found");
+    }
+    daemon
+        .request("DELETE", &format!("/runs/{id}?purge=true"))
+        .key(&bob)
+        .send()
+        .problem(404, "run-not-found");
+    let listed = daemon.request("GET", "/runs").key(&bob).send().expect(200);
+    assert_eq!(listed["runs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(listed["runs"][0]["id"], his["id"]);
+}

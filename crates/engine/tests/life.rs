@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Config, Control, EmbeddedStore, Engine, Images, Keep, Launch, LaunchError, Launched, Launcher,
-    NoObserver, SubmitError,
+    Config, Control, EmbeddedStore, Engine, Images, Keep, Key, Known, Launch, LaunchError, Launched,
+    Launcher, NoObserver, Page, Promise, RunStore, StoreError, SubmitError, Taken, Unfinished, Wanted,
 };
 use futures_util::future::BoxFuture;
 use image::{ImageConfig, ImageError, Lease, Rootfs};
+use jiff::Timestamp;
 use run::{
-    Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunSpec, RunState, SetupFailure, Stream, Usage,
+    Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunId, RunSpec, RunState, SetupFailure, Stream,
+    Usage,
 };
 use sandbox::protocol::{Event, Finished};
 use tokio::io::AsyncWriteExt;
@@ -376,4 +378,132 @@ async fn a_run_that_never_started_has_whole_outputs_with_nothing_in_them() {
     let run = engine.submit(spec("missing")).unwrap();
     let watcher = run.watch();
     assert_eq!(read_all(watcher, 10).await, (Vec::new(), Vec::new()));
+}
+
+/// A store in memory that fails at what it is told to fail at.
+#[derive(Debug)]
+struct Failing {
+    store: Arc<EmbeddedStore>,
+    at: &'static str,
+}
+
+impl Failing {
+    fn fails<T: Send + 'static>(&self, at: &str) -> Option<BoxFuture<'static, Result<T, StoreError>>> {
+        let error = StoreError::new("write a run down", io::Error::other("the disk is gone"));
+        (self.at == at).then(|| Box::pin(std::future::ready(Err(error))) as BoxFuture<'static, _>)
+    }
+}
+
+impl RunStore for Failing {
+    fn promise(&self, promise: Promise) -> BoxFuture<'_, Result<Option<Known>, StoreError>> {
+        self.fails("promise").unwrap_or_else(|| self.store.promise(promise))
+    }
+    fn known(&self, key: &Key) -> Result<Option<Known>, StoreError> {
+        self.store.known(key)
+    }
+    fn started(&self, id: RunId, at: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.fails("started").unwrap_or_else(|| self.store.started(id, at))
+    }
+    fn kept(&self, run: Arc<run::Run>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.fails("kept").unwrap_or_else(|| self.store.kept(run))
+    }
+    fn remember(&self, run: Arc<run::Run>) {
+        self.store.remember(run);
+    }
+    fn torn_down(&self, id: RunId, took_ms: f64) {
+        self.store.torn_down(id, took_ms);
+    }
+    fn is_full(&self) -> bool {
+        self.store.is_full()
+    }
+    fn room(&self) -> BoxFuture<'_, ()> {
+        self.store.room()
+    }
+    fn forget(&self, id: RunId) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.forget(id)
+    }
+    fn get(&self, id: RunId) -> Result<Option<engine::Finished>, StoreError> {
+        self.store.get(id)
+    }
+    fn read(&self, id: RunId, stream: Stream, offset: u64, most: usize) -> Result<Vec<u8>, StoreError> {
+        self.store.read(id, stream, offset, most)
+    }
+    fn page(&self, wanted: Wanted<'_>) -> Result<Page, StoreError> {
+        self.store.page(wanted)
+    }
+    fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
+        self.store.unfinished()
+    }
+    fn broken(&self) -> Option<StoreError> {
+        self.store.broken()
+    }
+    fn close(&self) {
+        self.store.close();
+    }
+}
+
+fn engine_over(store: Arc<dyn RunStore>, script: Script) -> Engine {
+    let config = Config {
+        slots: 1,
+        queue_capacity: 10,
+        budget: Default::default(),
+        not_enforced: Vec::new(),
+        files: None,
+    };
+    Engine::new(config, Arc::new(AnyImage), Arc::new(script), Arc::new(NoObserver), store)
+}
+
+async fn promised(engine: &Engine) -> Result<engine::RunHandle, SubmitError> {
+    match engine.promise(spec("x"), None).await? {
+        Taken::New(handle) => Ok(handle),
+        Taken::Known(id) => panic!("{id} is known without a key"),
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_neither_promised_nor_started() {
+    let failing = |at| Arc::new(Failing { store: store(), at });
+    // A launch would be one more than the script has.
+    let engine = engine_over(failing("promise"), Script::default());
+    assert_eq!(promised(&engine).await.unwrap_err(), SubmitError::Store);
+    until("the slot is free", || engine.counts().busy == 0).await;
+    assert!(engine.list(None, 10, 100, |_| true).await.unwrap().runs.is_empty());
+
+    let engine = engine_over(failing("started"), Script::default());
+    let unstarted = promised(&engine).await.unwrap().wait(None).await;
+    assert_eq!(unstarted.outcome.as_ref().unwrap().name(), "sandbox_error");
+    until("the slot is free", || engine.counts().busy == 0).await;
+
+    // Who only waits is served by a server whose disk is gone.
+    let script = Script::default().will(vec![started(), exits(0)]).will(vec![started(), exits(3)]);
+    let engine = engine_over(failing("kept"), script);
+    assert_eq!(run(&engine, spec("x")).await.outcome, Some(Outcome::Exited { code: 0 }));
+    let ended = promised(&engine).await.unwrap().wait(None).await;
+    assert_eq!(ended.outcome, Some(Outcome::Exited { code: 3 }));
+}
+
+/// The same store under one engine after the other, as under one server after the other.
+#[tokio::test]
+async fn the_next_engine_starts_what_had_not_started_and_interrupts_what_had() {
+    let store = store();
+    let first =
+        engine_over(Arc::clone(&store) as _, Script::default().will(vec![started(), Act::DieWhenKilled]));
+    let going = promised(&first).await.unwrap();
+    until("it runs", || going.run().state == RunState::Running).await;
+    let waiting = promised(&first).await.unwrap();
+    let unwanted = promised(&first).await.unwrap();
+    first.cancel(unwanted.id()).await.unwrap();
+    assert_eq!(store.unfinished().unwrap().len(), 2);
+
+    // The first engine is not told: it is as good as dead.
+    let second = engine_over(Arc::clone(&store) as _, Script::default().will(vec![started(), exits(7)]));
+    second.resume().await.unwrap();
+    let interrupted = second.get(going.id()).await.unwrap().unwrap();
+    assert_eq!(interrupted.problem.as_ref().unwrap().problem_type, "/problems/interrupted");
+    assert!(interrupted.started_at.is_some() && interrupted.finished_at.is_some());
+    let resumed = second.wait(waiting.id(), None).await.unwrap().unwrap();
+    assert_eq!(resumed.outcome, Some(Outcome::Exited { code: 7 }));
+    let cancelled = second.get(unwanted.id()).await.unwrap().unwrap();
+    assert_eq!(cancelled.outcome, Some(Outcome::Cancelled));
+    assert!(store.unfinished().unwrap().is_empty());
 }
