@@ -45,7 +45,7 @@ macro_rules! config {
 config! {
     /// Where to listen: an address with a port (0 picks a free one), or `unix:/path`
     listen: String = "127.0.0.1:8080".into();
-    /// Where to serve `/metrics` apart, to whoever reaches that address, such as 127.0.0.1:9090; empty: not apart
+    /// Where to serve `/metrics` and `/info` apart, to whoever reaches that address, such as 127.0.0.1:9090; empty: not apart
     metrics_listen: String = String::new();
     /// Where images are kept
     data_dir: PathBuf = default_data_dir();
@@ -59,6 +59,8 @@ config! {
     slots: usize = std::thread::available_parallelism().map_or(1, usize::from);
     /// How many sandboxes are prepared ahead of need at most, as runs ask for them; 0: none
     prepared_max: usize = 2 + 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    /// Give each run a core of its own, or as many as it asks for processors, so that times can be compared
+    pin_cpus: bool = false;
     /// How many runs of one principal may wait for a slot
     queue_capacity: usize = 1024;
     /// How many processors all runs together may ask for; 0: the machine's, or what `slots` runs get by default
@@ -212,6 +214,13 @@ impl Config {
             open_files_max()
         );
         self.images.check()?;
+        let cores = self.cores();
+        ensure!(
+            !self.pin_cpus || self.slots <= cores.len(),
+            "slots is {}, but with pin_cpus each needs a core of its own, and there are {}",
+            self.slots,
+            cores.len()
+        );
         let request = run::LimitsRequest::default();
         if let Err(bad) = request.resolve(&self.limits, &self.maxima) {
             let words: Vec<_> = bad.iter().map(|bad| format!("limits.{bad}")).collect();
@@ -253,6 +262,14 @@ impl Config {
              strangers out"
         );
         Ok(())
+    }
+
+    /// The cores that runs get for their own; none where they share all of them.
+    pub fn cores(&self) -> Vec<usize> {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        let ours = sched_getaffinity(nix::unistd::Pid::from_raw(0));
+        let Some(ours) = ours.ok().filter(|_| self.pin_cpus) else { return Vec::new() };
+        (0..CpuSet::count()).filter(|core| ours.is_set(*core).unwrap_or(false)).collect()
     }
 
     /// Where unpacked layers live; only the launcher can look inside.
@@ -455,6 +472,9 @@ mod tests {
             ("", &[("SANDGLASS_ALLOW_HOST_IMAGE", "maybe")], "", "must be true or false"),
             ("", &[], "slots = 0", "slots must be more than 0"),
             ("", &[], "listen = 'here'", "listen is \"here\""),
+            ("", &[], "pin_cpus = true\nslots = 5000", "each needs a core of its own"),
+            ("", &[], "metrics_listen = 'here'", "metrics_listen is \"here\""),
+            ("", &[], "budget_cpus = 0.5", "budget_cpus and budget_memory_bytes"),
             ("", &[], "listen = '0.0.0.0:80'", "--allow-open-network"),
             ("[limits]\nwall_time_ms = 400000", &[], "", "limits.wall_time_ms is 400000"),
         ] {

@@ -84,6 +84,7 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
         images: &Nothing,
         launcher: &**launcher,
         observer: &NoObserver,
+        cores: &[],
         leases: &Leases::default(),
         files: None,
         gate: None,

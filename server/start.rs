@@ -134,7 +134,7 @@ async fn assemble(
         budget: engine::Budget {
             cpus: config.budget_cpus,
             memory_bytes: config.budget_memory_bytes,
-            cores: Vec::new(),
+            cores: config.cores(),
         },
         not_enforced: hello.not_enforced.clone(),
         files: Some(files.clone()),

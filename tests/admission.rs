@@ -168,3 +168,47 @@ fn who_can_not_use_a_late_answer_is_told_at_once() {
     strict(1, "").expect(202);
     strict(60, ", handling=strict").expect(200);
 }
+
+/// What a program sees of its processors, and whether it can change that.
+const LOOK: &str = r#"
+import os, time
+cores = sorted(os.sched_getaffinity(0))
+try:
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    moved = "moved"
+except PermissionError:
+    moved = "stays"
+child = os.popen("grep Cpus_allowed_list /proc/self/status").read().split()[-1]
+print(",".join(map(str, cores)), moved, child)
+time.sleep(1)
+"#;
+
+#[test]
+fn pinned_runs_have_cores_of_their_own_and_can_not_leave_them() {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let daemon = Daemon::builder().host_image().arg("--pin-cpus").start();
+    assert_eq!(
+        daemon.get("/info").expect(200)["slots"],
+        json!({ "total": cores, "busy": 0, "pinned": true })
+    );
+    let look = json!({ "image": "host", "cmd": "python3", "args": ["-c", LOOK] });
+    let begun: Vec<_> = (0..=cores).map(|_| begin(&daemon, "", &look)).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    for (number, run) in begun.iter().enumerate() {
+        let run = daemon.wait_for_state(run["id"].as_str().expect("an id"), "finished");
+        let told = run["stdout"].as_str().expect("text").split_whitespace().collect::<Vec<_>>();
+        let [core, moved, child] = told[..] else { panic!("{run:#}") };
+        assert!(core.parse::<usize>().is_ok_and(|core| core < 4096), "{core} is one core");
+        assert_eq!((moved, child), ("stays", core));
+        // Those that ran at once; the last had to wait for a core.
+        assert!(number == cores || seen.insert(core.to_owned()), "{core} was somebody else's");
+        assert_eq!(number == cores, run["timings"]["queue_ms"].as_f64() > Some(500.0), "{run:#}");
+    }
+    let mut all = look;
+    all["limits"] = json!({ "cpus": cores });
+    let run = daemon.run(&all);
+    assert_eq!(run["stdout"].as_str().map(|text| text.split(',').count()), Some(cores), "{run:#}");
+    let mut refused = Daemon::builder().arg("--pin-cpus").flag("--slots", cores + 1).spawn();
+    assert!(!refused.wait().success());
+    assert!(refused.log().contains("each needs a core of its own"), "{}", refused.log());
+}

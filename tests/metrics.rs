@@ -221,7 +221,8 @@ fn metrics_that_are_served_apart_need_no_key_and_nothing_else_is_there() {
     });
     let ask = |method: &str, path: &str| Request::new(address, method, path).send();
     assert!(ask("GET", "/metrics").text().contains("sandglass_build_info{"));
-    for path in ["/runs", "/info", "/images", "/principals"] {
+    assert!(ask("GET", "/info").expect(200)["version"].is_string());
+    for path in ["/runs", "/images", "/principals"] {
         assert_eq!(ask("GET", path).status, 404, "{path}");
     }
     assert_eq!(ask("POST", "/runs").status, 404);

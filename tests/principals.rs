@@ -267,6 +267,27 @@ fn what_is_kept_of_a_key_is_not_the_key() {
     );
 }
 
+/// The shell commands of the guide, in order, as somebody would type them.
+#[test]
+fn the_guide_to_keys_does_what_it_says() {
+    let daemon = Daemon::start();
+    let guide = include_str!("../docs/KEYS.md");
+    let blocks: Vec<&str> =
+        guide.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3);
+    let path = sandglass().parent().expect("a folder").display().to_string();
+    let script = format!("set -eu; PATH={path}:$PATH\n{}", blocks.join("sleep 2; echo; echo ----\n"));
+    let mut shell = std::process::Command::new("bash");
+    shell.arg("-c").arg(script).env("SERVER", daemon.url("")).env("SANDGLASS_DATA_DIR", daemon.data_dir());
+    let done = Finished::of(&mut shell);
+    assert!(done.status.success(), "{}", done.stderr_text());
+    let told = done.stdout_text();
+    let parts: Vec<&str> = told.split("----").collect();
+    assert!(parts[0].contains(r#""stdout":"hello\n""#), "{told}");
+    assert!(parts[1].contains("alice") && parts[1].contains("/problems/unauthorized"), "{told}");
+    assert!(parts[2].contains(r#""name":"operator""#) && parts[2].contains(r#""runs":1"#), "{told}");
+}
+
 #[test]
 fn a_web_page_that_is_allowed_may_send_a_key() {
     let builder = Daemon::builder().host_image().flag("--allowed-origins", "https://judge.example");

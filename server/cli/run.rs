@@ -100,6 +100,7 @@ async fn carry(arguments: &Arguments, spec: &RunSpec, local: &Local) -> anyhow::
         images: &images,
         launcher: &launcher,
         observer: &NoObserver,
+        cores: &[],
         leases: &Leases::default(),
         files: None,
         gate: None,

@@ -106,6 +106,8 @@ pub struct Budget {
 pub struct Slots {
     total: usize,
     busy: usize,
+    /// Whether each run has cores of its own.
+    pinned: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -136,7 +138,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         defaults: allowed.defaults.clone(),
         maxima: allowed.maxima.clone(),
         budget: Budget { cpus: app.config.budget_cpus, memory_bytes: app.config.budget_memory_bytes },
-        slots: Slots { total: app.config.slots, busy: counts.busy },
+        slots: Slots { total: app.config.slots, busy: counts.busy, pinned: app.config.pin_cpus },
         queue: Queue { capacity: app.config.queue_capacity, waiting: counts.queued },
         host_image: hello.host_image && app.config.allow_host_image,
         profiles: if allowed.compat { &["strict", "compat"] } else { &["strict"] },

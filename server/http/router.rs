@@ -50,5 +50,6 @@ pub fn service(app: &Arc<App>) -> Router {
 
 /// What is served apart with `metrics_listen`: nothing that could change anything, so no layer asks who it is.
 pub fn watching(app: &Arc<App>) -> Router {
-    Router::new().route("/metrics", get(health::metrics)).with_state(Arc::clone(app))
+    let router = Router::new().route("/metrics", get(health::metrics)).route("/info", get(health::info));
+    router.with_state(Arc::clone(app))
 }

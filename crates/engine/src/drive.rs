@@ -42,6 +42,7 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
         images: &*inner.images,
         launcher: &*inner.launcher,
         observer: &*inner.observer,
+        cores: slot.cores(),
         leases: &leases,
         files: inner.config.files.as_ref(),
         over: Over {

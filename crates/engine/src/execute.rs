@@ -32,6 +32,8 @@ pub struct Context<'a> {
     pub images: &'a dyn Images,
     pub launcher: &'a dyn Launcher,
     pub observer: &'a dyn Observer,
+    /// The processors that are the run's own; empty: it shares all of them.
+    pub cores: &'a [usize],
     /// The uploaded files that the run reads.
     pub leases: &'a Leases,
     /// Where outputs go that are too large for the reply.
@@ -231,8 +233,9 @@ async fn launch(
         descriptors.push(theirs);
         ours
     });
-    let launch_spec = plan::launch_spec(spec, lease, files, asked, context.over)
+    let mut launch_spec = plan::launch_spec(spec, lease, files, asked, context.over)
         .map_err(|reason| Executed::without_a_run(Outcome::StartFailed { reason }))?;
+    launch_spec.cores = context.cores.to_vec();
     let stdin = match (stdin, &spec.stdin) {
         (Stdin::Descriptor(descriptor), _) => Ok(descriptor),
         (Stdin::OfSpec, wanted) => stdin::descriptor(wanted, context.leases),

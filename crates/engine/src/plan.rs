@@ -58,6 +58,7 @@ pub(crate) fn launch_spec(
         limits: spec.limits.clone(),
         files,
         profile: spec.profile,
+        cores: Vec::new(),
         outputs,
         over: over.base.and_then(|base| base.layer.as_ref()).map(|layer| layer.name.clone()),
         freeze: over.freeze.cloned(),

@@ -12,10 +12,11 @@ use landlock::{
 };
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{
-    AccessFlags, Gid, Uid, access, chdir, execve, fchown, getcwd, setresgid, setresuid, setsid,
+    AccessFlags, Gid, Pid, Uid, access, chdir, execve, fchown, getcwd, setresgid, setresuid, setsid,
 };
 use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
@@ -91,10 +92,20 @@ fn fence(outline: &Outline) -> Result<(), Failure> {
     if stands("landlock") && stands("no_new_privs") {
         fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
     }
-    if stands("seccomp") && stands("no_new_privs") {
+    // Where it must stay on its processors the filter comes once those are known.
+    if stands("seccomp") && stands("no_new_privs") && !outline.pinned {
         filter_calls(outline)?;
     }
     Ok(())
+}
+
+/// The filter of a command that has processors of its own, which it must not leave.
+fn hold(program: &Program<'_>) -> Result<(), Failure> {
+    let stands = |wall| program.spec.stands(wall);
+    if program.spec.cores.is_empty() || !stands("seccomp") || !stands("no_new_privs") {
+        return Ok(());
+    }
+    sys::seccomp(seccomp::pinned_filter(program.spec.profile)).at("install system call filter")
 }
 
 fn receive(launch: BorrowedFd<'_>) -> io::Result<Option<Told>> {
@@ -170,10 +181,11 @@ pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, 
 /// Becomes the program, or says why not and exits.
 fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
     // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
-    let said = match inherit(program, tells.as_fd()).and_then(|()| give_up(program)) {
-        Err(failure) => Said::Failed(failure.into()),
-        Ok(()) => Said::NotStarted(become_program(program)),
-    };
+    let said =
+        match inherit(program, tells.as_fd()).and_then(|()| give_up(program)).and_then(|()| hold(program)) {
+            Err(failure) => Said::Failed(failure.into()),
+            Ok(()) => Said::NotStarted(become_program(program)),
+        };
     let _ = serde_json::to_vec(&said).map(|bytes| sys::write_to(TELLS, &bytes));
     // Nothing is dropped: the descriptors' numbers are not what they were.
     std::process::exit(127);
@@ -202,8 +214,19 @@ fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> 
         sys::close_from(TELLS + 1).at("close descriptors")?;
     }
     sys::close_on_exec(TELLS).at("mark status pipe")?;
+    pin(&program.spec.cores).at("pin to processors")?;
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
+}
+
+/// Its children inherit this, and the filter sees to it that none can change it.
+fn pin(cores: &[usize]) -> nix::Result<()> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    cores.iter().try_for_each(|core| set.set(*core))?;
+    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 fn set_limits(spec: &LaunchSpec) -> nix::Result<()> {

@@ -50,6 +50,9 @@ pub struct Outline {
     /// The frozen layer over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over: Option<String>,
+    /// The run will have processors of its own.
+    #[serde(default)]
+    pub pinned: bool,
     #[cfg(feature = "removable-walls")]
     #[serde(default)]
     pub without: Vec<String>,
@@ -63,6 +66,7 @@ impl Outline {
             limits,
             rootfs: None,
             over: None,
+            pinned: false,
             #[cfg(feature = "removable-walls")]
             without: Vec::new(),
         }
@@ -75,6 +79,7 @@ impl Outline {
             limits: spec.limits.clone(),
             rootfs: Some(spec.rootfs.clone()),
             over: spec.over.clone(),
+            pinned: !spec.cores.is_empty(),
             #[cfg(feature = "removable-walls")]
             without: spec.without.clone(),
         }
@@ -86,7 +91,8 @@ impl Outline {
         if self.without != other.without {
             return false;
         }
-        (self.profile, &self.rootfs, &self.over) == (other.profile, &other.rootfs, &other.over)
+        let differs = self.profile != other.profile || self.pinned != other.pinned;
+        !differs && (&self.rootfs, &self.over) == (&other.rootfs, &other.over)
     }
 
     /// Whether the run can have a sandbox that was prepared for this.
@@ -96,7 +102,8 @@ impl Outline {
             return false;
         }
         let has_its_layers = |rootfs: &Rootfs| *rootfs == spec.rootfs && self.over == spec.over;
-        self.profile == spec.profile && self.rootfs.as_ref().is_none_or(has_its_layers)
+        let same = self.profile == spec.profile && self.pinned != spec.cores.is_empty();
+        same && self.rootfs.as_ref().is_none_or(has_its_layers)
     }
 
     /// Whether a wall is to be built, as in [`LaunchSpec::stands`].
@@ -130,6 +137,9 @@ pub struct LaunchSpec {
     pub limits: Limits,
     pub files: Vec<LaunchFile>,
     pub profile: Profile,
+    /// The only processors that it may run on; empty: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cores: Vec<usize>,
     /// Files to hand out when the run is over. The last of the run's descriptors is then the pipe for
     /// them, and not a file's.
     #[serde(default, skip_serializing_if = "Option::is_none")]

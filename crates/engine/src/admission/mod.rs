@@ -201,7 +201,6 @@ impl State {
     }
 }
 
-#[cfg(test)]
 impl Slot {
     /// The cores that are this run's alone; empty: it shares all of them.
     pub(crate) fn cores(&self) -> &[usize] {

@@ -28,6 +28,17 @@ pub(crate) fn command_filter(profile: Profile) -> &'static [sock_filter] {
     place.get_or_init(|| assemble::program(&policy::command(profile), UNKNOWN))
 }
 
+/// The same for a command that has cores of its own: it must not move to another's.
+pub(crate) fn pinned_filter(profile: Profile) -> &'static [sock_filter] {
+    static STRICT: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    static COMPAT: OnceLock<Vec<sock_filter>> = OnceLock::new();
+    let place = match profile {
+        Profile::Strict => &STRICT,
+        Profile::Compat => &COMPAT,
+    };
+    place.get_or_init(|| assemble::program(&policy::pinned(profile), UNKNOWN))
+}
+
 /// The same with a hole in it, to see that a test notices.
 #[cfg(feature = "removable-walls")]
 pub(crate) fn filter_with_holes(profile: Profile, arch: bool, sockets: bool) -> Vec<sock_filter> {
@@ -48,6 +59,7 @@ pub(crate) fn filter_with_holes(profile: Profile, arch: bool, sockets: bool) -> 
 pub(crate) fn prepare() {
     for profile in [Profile::Strict, Profile::Compat] {
         command_filter(profile);
+        pinned_filter(profile);
     }
 }
 
@@ -108,6 +120,20 @@ mod tests {
                     assert_eq!(answer, returned(expected(&policy, &call)), "{call:?}");
                     assert!(steps < 100, "{call:?} takes {steps} instructions");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_with_cores_of_its_own_keeps_them_and_is_like_any_other_else() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            let policy = policy::command(profile);
+            for (number, decision) in &policy {
+                let answer = |filter| interpret(filter, &Call::native(*number, [0; 6])).0;
+                let (usual, pinned) = (answer(command_filter(profile)), answer(pinned_filter(profile)));
+                let moves = decision.name == "SYS_sched_setaffinity";
+                assert_eq!(usual != pinned, moves, "{}", decision.name);
+                assert!(!moves || pinned == returned(Answer::Refuse(Errno::EPERM)));
             }
         }
     }

@@ -316,6 +316,14 @@ pub(super) fn command(profile: Profile) -> Policy {
     policy
 }
 
+/// For a command whose cores are its own: nothing but what moves it to others.
+pub(super) fn pinned(profile: Profile) -> Policy {
+    let mut policy = command(profile);
+    let refused = Decision::plain("SYS_sched_setaffinity", Answer::Refuse(Errno::EPERM));
+    policy.insert(number::SYS_sched_setaffinity as u32, refused);
+    policy
+}
+
 fn is(argument: u8, value: u32) -> Test {
     Test { argument, mask: u32::MAX, value }
 }

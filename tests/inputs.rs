@@ -1,0 +1,80 @@
+//! Everything that a request can have too much of is refused, with its name and what is allowed.
+
+use serde_json::Map;
+use support::{Daemon, Value, json};
+
+fn with(field: &str, value: Value) -> Value {
+    let mut body = json!({ "image": "host", "cmd": "true" });
+    body[field] = value;
+    body
+}
+
+fn map(entries: usize) -> Value {
+    (0..entries).map(|number| (format!("K{number}"), json!("v"))).collect::<Map<String, Value>>().into()
+}
+
+fn files(entries: usize) -> Value {
+    (0..entries).map(|number| json!({ "path": format!("f{number}"), "text": "" })).collect::<Vec<_>>().into()
+}
+
+#[test]
+fn every_limit_on_input_is_refused_by_name_with_the_number_that_is_allowed() {
+    let daemon = Daemon::builder().host_image().flag("--body-bytes-max", 4 << 20).start();
+    let long = |bytes: usize| json!("x".repeat(bytes));
+    for (body, pointer, allowed) in [
+        (with("image", long(513)), "/image", "512"),
+        (with("cmd", long(131_072)), "/cmd", "131071"),
+        (with("args", json!([long(131_072)])), "/args/0", "131071"),
+        (with("args", json!(vec!["x"; 4097])), "/args", "4096"),
+        (with("args", json!(vec!["x".repeat(1 << 17); 10])), "/args/0", "131071"),
+        (with("args", json!(vec!["x".repeat(1 << 16); 17])), "/args", "1048576"),
+        (with("env", map(1025)), "/env", "1024"),
+        (with("env", json!({ "A": long(131_071) })), "/env/A", "131070"),
+        (
+            with(
+                "env",
+                (0..20).map(|i| (format!("K{i}"), long(60_000))).collect::<Map<String, Value>>().into(),
+            ),
+            "/env",
+            "1048576",
+        ),
+        (with("labels", map(33)), "/labels", "32"),
+        (with("labels", json!({ "a": long(257) })), "/labels/a", "256"),
+        (with("labels", json!({ "x".repeat(65): "v" })), &format!("/labels/{}", "x".repeat(65)), "64"),
+        (with("files", files(1001)), "/files", "1000"),
+        (with("files", json!([{ "path": long(4096), "text": "" }])), "/files/0/path", "4095"),
+        (with("files", json!([{ "path": long(256), "text": "" }])), "/files/0/path", "255"),
+        (with("workdir", json!(format!("/{}", "x".repeat(4096)))), "/workdir", "4095"),
+        (with("user", long(256)), "/user", "must be `user`"),
+        (with("user", json!("65536")), "/user", "65535"),
+        (with("priority", json!(1001)), "/priority", "1000"),
+        (with("outputs", json!(vec!["x"; 2000])), "/outputs", "at most"),
+    ] {
+        let shown: String = body.to_string().chars().take(60).collect();
+        let problem = daemon.post("/runs", &body).problem(422, "invalid-request");
+        let errors = problem["errors"].as_array().expect("errors");
+        let named = errors.iter().find(|error| error["pointer"] == pointer);
+        let named = named.unwrap_or_else(|| panic!("{pointer} is not named for {shown}: {errors:?}"));
+        let detail = named["detail"].as_str().expect("words");
+        assert!(detail.contains(allowed), "{pointer}: {detail:?} does not say {allowed}");
+    }
+}
+
+#[test]
+fn the_body_itself_has_a_size_a_depth_and_a_number_of_values() {
+    let daemon = Daemon::builder().host_image().flag("--body-bytes-max", 1 << 20).start();
+    let post = |body: String| daemon.request("POST", "/runs").body(body).send();
+    let problem = post("x".repeat((1 << 20) + 1)).problem(413, "body-too-large");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("1048576")), "{problem}");
+    let deep = format!("{}{}", "[".repeat(33), "]".repeat(33));
+    let problem = post(deep).problem(400, "not-json");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("32 levels")), "{problem}");
+    let many = format!("[{}0]", "0,".repeat(65_536));
+    let problem = post(many).problem(422, "invalid-request");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("65536")), "{problem}");
+    // As much as is allowed is taken.
+    let mut body =
+        json!({ "image": "host", "cmd": "true", "labels": map(32), "env": map(1024), "files": files(1000) });
+    body["args"] = json!(vec!["x"; 4096]);
+    assert_eq!(daemon.run(&body)["outcome"], "exited");
+}
