@@ -3,3 +3,4 @@
 mod faults;
 mod kept;
 mod offline;
+mod trees;

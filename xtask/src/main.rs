@@ -1,6 +1,7 @@
 //! `cargo xtask WORD`: what a developer does with this repository, in one word each.
 //! It needs nothing but cargo, and it only ever calls other programs.
 
+mod bench;
 mod cargo;
 mod dashboard;
 mod demo;
@@ -28,6 +29,7 @@ cargo xtask dashboard write deploy/grafana/ anew from its source
 cargo xtask docs      write docs/operating/configuration.md anew from the program
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
+cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGE…])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
 cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         "docs" => docs::main(),
         "fuzz" => fuzz::main(&rest),
         "soak" => soak::main(&rest),
+        "bench" => bench::main(&rest),
         "suite" => suite::main(&rest),
         "walls" => walls::main(&rest),
         "vm" => vm::main(&rest),

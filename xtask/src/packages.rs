@@ -21,11 +21,13 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "jq",
     "libc6-dev",
     "mmdebstrap",
+    "podman",
     "prometheus",
     "prometheus-node-exporter",
     "python3",
     "python3-venv",
     "skopeo",
+    "umoci",
     "uidmap",
 ];
 

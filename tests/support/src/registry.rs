@@ -215,6 +215,16 @@ impl Registry {
         self.put_manifest(repository, tag, INDEX, &index)
     }
 
+    /// Pushes an index whose only entry is another index.
+    #[track_caller]
+    pub fn nest_index(&self, repository: &str, tag: &str, inner: &str) -> String {
+        let path = format!("/v2/{repository}/manifests/{inner}");
+        let size = self.request("GET", &path).header("Accept", INDEX).send().body.len();
+        let entry = json!({ "mediaType": INDEX, "digest": inner, "size": size });
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
+        self.put_manifest(repository, tag, INDEX, &index)
+    }
+
     #[track_caller]
     pub fn push_blobs(&self, repository: &str, image: &Image) {
         let mut done = BTreeSet::new();

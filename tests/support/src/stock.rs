@@ -81,6 +81,80 @@ fn fill_toolbox(place: &Path) {
     registry.push("toolbox", "1", &image);
 }
 
+/// The storage of a registry that has what is measured with: `gcc` in five layers, `small` with a hundred
+/// thousand small files, `many` with 120 layers, `huge` with one layer of a gigabyte that no compression helps.
+pub fn bench() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| make("bench", fill_bench)).clone()
+}
+
+const GIGABYTE: u64 = 1 << 30;
+
+fn fill_bench(place: &Path) {
+    let storage = place.join("storage");
+    fs::create_dir_all(&storage).expect("make a folder for images");
+    let registry = Registry::on(&storage);
+    let (whole, layer) = (place.join("gcc.tar"), |at: usize| place.join(format!("gcc-{at}.tar")));
+    bootstrap(&whole, "python3,gcc,g++,make");
+    split(&whole, &[20, 35, 50, 60, 100], layer).expect("split an archive");
+    let compressed = |tar: &Path| {
+        let into = tar.with_extension("tar.gz");
+        Layer::from_file(Compression::Gzip, tar, &into).expect("compress a layer")
+    };
+    let layers: Vec<_> = (0..5).map(|at| compressed(&layer(at))).collect();
+    registry.push("gcc", "1", &Image::new(layers));
+    let small = Layer::build(|tar| {
+        for at in 0..100_000 {
+            tar.file(&format!("small/{}/{at}", at % 100), at.to_string());
+        }
+    });
+    registry.push("small", "1", &Image::new([small]));
+    let one = |at: usize| {
+        Layer::build(|tar| {
+            tar.file(&format!("layers/{at}"), vec![at as u8; 100_000]);
+        })
+    };
+    registry.push("many", "1", &Image::new((0..120).map(one).collect::<Vec<_>>()));
+    let huge = place.join("huge.tar");
+    noise_archive(&huge).expect("write a gigabyte");
+    registry.push("huge", "1", &Image::new([compressed(&huge)]));
+}
+
+/// Deals the members of an archive out to several, by how much of all bytes, in percent, each ends at. A hard link
+/// goes where its file went.
+fn split(whole: &Path, ends: &[u64], part: impl Fn(usize) -> PathBuf) -> std::io::Result<()> {
+    let total = whole.metadata()?.len();
+    let part = |at: usize| File::create(part(at)).map(tar::Builder::new);
+    let mut parts = (0..ends.len()).map(part).collect::<std::io::Result<Vec<_>>>()?;
+    let mut homes = std::collections::HashMap::new();
+    let mut archive = tar::Archive::new(std::io::BufReader::new(File::open(whole)?));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let (path, link) = (entry.path()?.into_owned(), entry.link_name()?.map(std::borrow::Cow::into_owned));
+        let by_size = ends.iter().position(|end| entry.raw_header_position() * 100 <= total * end);
+        let is_link = entry.header().entry_type() == tar::EntryType::Link;
+        let beside = link.as_ref().filter(|_| is_link).and_then(|target| homes.get(target).copied());
+        let at = beside.or(by_size).unwrap_or_default();
+        let mut header = entry.header().clone();
+        match link {
+            Some(target) => parts[at].append_link(&mut header, &path, target)?,
+            None => parts[at].append_data(&mut header, &path, &mut entry)?,
+        }
+        homes.insert(path, at);
+    }
+    parts.iter_mut().try_for_each(tar::Builder::finish)
+}
+
+fn noise_archive(path: &Path) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(GIGABYTE);
+    header.set_mode(0o644);
+    let noise = std::io::Read::take(File::open("/dev/urandom")?, GIGABYTE);
+    let mut builder = tar::Builder::new(std::io::BufWriter::new(File::create(path)?));
+    builder.append_data(&mut header, "huge", noise)?;
+    builder.finish()
+}
+
 /// A small Debian with those packages and what they need.
 fn bootstrap(tar: &Path, packages: &str) {
     let mut command = Command::new(tool("mmdebstrap"));

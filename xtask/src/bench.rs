@@ -1,0 +1,174 @@
+//! `cargo xtask bench images`: how long images take from a registry to files, beside whatever else this machine has
+//! that can do it. Every pull starts on a file system made for it, because one on which much was deleted makes
+//! whoever comes next slow; tools take turns, and medians are compared, because the machine is never quite idle.
+
+mod floor;
+mod tools;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cargo, packages};
+use tools::Tool;
+
+const USAGE: &str = "usage: cargo xtask bench images [--rounds N] [IMAGE…]  (gcc, small, many, huge)";
+const IMAGES: [&str; 4] = ["gcc", "small", "many", "huge"];
+const ROUNDS: usize = 5;
+/// What the measurement needs, and the peers that Debian has.
+const PACKAGES: &[&str] = &["containerd", "curl", "e2fsprogs", "isal", "podman", "skopeo", "umoci"];
+
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    let (rounds, images) = read(words)?;
+    packages::install(packages::FOR_TESTS)?;
+    packages::install(PACKAGES)?;
+    let programs = cargo::build(&["--release", "--package", "sandglass", "--bins"])?;
+    let storage = storage()?;
+    let place = cargo::target().join("bench");
+    std::fs::create_dir_all(&place)?;
+    let registry = Registry::start(&storage, &place)?;
+    let tools = tools::all(programs.get("sandglass")?);
+    for image in images {
+        let mut measured: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
+        for round in 0..rounds {
+            eprintln!("{image}: round {} of {rounds}", round + 1);
+            for tool in &tools {
+                measured.entry(tool.name).or_default().push(measure(tool, &registry, image, &place)?);
+            }
+        }
+        let floor = floor::measure(&registry.host, image, &place)?;
+        print(image, &tools, &measured, floor);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(words: &[String]) -> Result<(usize, Vec<&'static str>)> {
+    let (mut rounds, mut images) = (ROUNDS, Vec::new());
+    let mut words = words.iter().map(String::as_str);
+    ensure!(words.next() == Some("images"), USAGE);
+    while let Some(word) = words.next() {
+        if word == "--rounds" {
+            rounds = words.next().and_then(|number| number.parse().ok()).filter(|n| *n > 0).context(USAGE)?;
+        } else {
+            images.push(*IMAGES.iter().find(|image| **image == word).context(USAGE)?);
+        }
+    }
+    Ok((rounds, if images.is_empty() { IMAGES.into() } else { images }))
+}
+
+/// The images are made once, by the tests' own means.
+fn storage() -> Result<PathBuf> {
+    let args = ["run", "--quiet", "--package", "sandglass-test-support", "--bin", "bench-images"];
+    let made = cargo::command().args(args).stderr(Stdio::inherit()).output().context("start cargo")?;
+    ensure!(made.status.success(), "the images could not be made");
+    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
+}
+
+/// Debian's registry, on a port of its own.
+struct Registry {
+    host: String,
+    process: Child,
+}
+
+impl Registry {
+    fn start(storage: &Path, place: &Path) -> Result<Self> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let host = format!("127.0.0.1:{port}");
+        let config = place.join("registry.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{host}\"}}\n",
+            storage.display()
+        );
+        std::fs::write(&config, text)?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().context("start docker-registry")?;
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(&host).is_err() {
+            ensure!(begun.elapsed() < Duration::from_secs(10), "the registry does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self { host, process })
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// One pull.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    seconds: f64,
+    memory_bytes: u64,
+}
+
+/// Makes a file system, mounts it where nobody else sees it, and has the tool pull into it.
+fn measure(tool: &Tool, registry: &Registry, image: &str, place: &Path) -> Result<Measured> {
+    const MOUNT: &str = r#"
+        disk=$1; shift
+        mkdir -p "$disk.at"; mount -o loop,noatime "$disk" "$disk.at"; cd "$disk.at"
+        elapsed() { began=$EPOCHREALTIME; "$@" >&2; echo "$began $EPOCHREALTIME"; }
+    "#;
+    let disk = place.join("disk");
+    let _ = std::fs::remove_file(&disk);
+    std::fs::File::create(&disk)?.set_len(12 << 30)?;
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .arg(&disk)
+        .status();
+    ensure!(made.context("start mkfs.ext4")?.success(), "mkfs.ext4 failed");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-euc"]);
+    command.arg(format!("{MOUNT}{}", tool.script)).arg("bench").arg(&disk);
+    command.arg(&registry.host).arg(image).arg(&tool.program);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().context("start unshare")?;
+    let watcher = watch::Memory::of(child.id());
+    let done = child.wait_with_output()?;
+    let memory_bytes = watcher.most();
+    let said = String::from_utf8_lossy(&done.stdout);
+    ensure!(done.status.success(), "{} failed: {}", tool.name, String::from_utf8_lossy(&done.stderr));
+    let times: Vec<f64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [began, ended] = times[..] else { anyhow::bail!("{} said {said:?}", tool.name) };
+    Ok(Measured { seconds: ended - began, memory_bytes })
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn print(image: &str, tools: &[Tool], measured: &BTreeMap<&str, Vec<Measured>>, floor: f64) {
+    println!(
+        "\n## {image}\n\n| what | s (median) | min–max | × L | ours ÷ it | memory MiB |\n|---|---|---|---|---|---|"
+    );
+    let seconds = |name: &str| measured[name].iter().map(|one| one.seconds).collect::<Vec<_>>();
+    let ours = median(seconds(tools[0].name));
+    for tool in tools {
+        let all = seconds(tool.name);
+        let (least, most) =
+            all.iter().fold((f64::MAX, 0.0_f64), |(least, most), s| (least.min(*s), most.max(*s)));
+        let memory = measured[tool.name].iter().map(|one| one.memory_bytes).max().unwrap_or_default();
+        let middle = median(all);
+        println!(
+            "| {} | {middle:.2} | {least:.2}–{most:.2} | {:.2} | {:.2} | {} |",
+            tool.name,
+            middle / floor,
+            ours / middle,
+            memory >> 20
+        );
+    }
+    println!(
+        "| L: download, both hashes, igzip and tar x, in CPU seconds by cores | {floor:.2} | | 1 | {:.2} | |",
+        ours / floor
+    );
+}
