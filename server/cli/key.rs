@@ -64,8 +64,7 @@ struct Create {
     /// The most of one limit, as in `--limit memory_bytes=1073741824`
     #[arg(long, value_name = "NAME=MOST")]
     limit: Vec<String>,
-    /// The only images: a repository, one tag or digest of it, `docker.io/library/*`, or `host`; also lets
-    /// their pulls use the server's registry credentials
+    /// The only images: a repository, one tag or digest of it, `docker.io/library/*`, or `host`
     #[arg(long, value_name = "IMAGE")]
     allow_image: Vec<String>,
     #[command(flatten)]

@@ -116,7 +116,7 @@ pub struct Quota {
     /// Runs that are taken per minute, of which a sixth may come at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runs_per_minute: Option<u32>,
-    /// The only images; empty: any that the server may pull without a password.
+    /// The only images; empty: any that the server may pull.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImagePattern>,
 }
@@ -182,11 +182,6 @@ impl Principal {
     pub fn may_use_image(&self, full: &str) -> bool {
         let images = &self.quota.images;
         images.is_empty() || images.iter().any(|pattern| pattern.covers(full))
-    }
-
-    /// Whether the server may show its own registry credentials for this one's sake.
-    pub fn may_use_credentials(&self, full: &str) -> bool {
-        self.is_anonymous() || self.quota.images.iter().any(|pattern| pattern.covers(full))
     }
 }
 
