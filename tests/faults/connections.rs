@@ -29,6 +29,8 @@ fn ten_thousand_connections_that_say_nothing_keep_nobody_waiting() {
         .flag("--connections-max", HELD + 200)
         .flag("--header-timeout-ms", 20_000)
         .flag("--maxima-open-files", 4096)
+        // Prepared sandboxes come and go with descriptors of their own, which would be counted.
+        .flag("--prepared-max", 0)
         .start();
     echo(&daemon);
     let (before, open_before) = (resident_bytes(daemon.pid()), host::descriptors(daemon.pid()).len());
@@ -65,7 +67,12 @@ fn ten_thousand_connections_that_say_nothing_keep_nobody_waiting() {
 
 #[test]
 fn a_client_that_reads_a_byte_a_second_costs_nobody_else_anything() {
-    let daemon = Daemon::builder().host_image().flag("--answer-timeout-ms", 2000).flag("--slots", 2).start();
+    let daemon = Daemon::builder()
+        .host_image()
+        .flag("--answer-timeout-ms", 2000)
+        .flag("--slots", 2)
+        .flag("--prepared-max", 0)
+        .start();
     let open_before = host::descriptors(daemon.pid()).len();
     let large = json!({
         "image": "host", "cmd": "sh", "args": ["-c", "head -c 30000000 /dev/zero | tr '\\0' x"],

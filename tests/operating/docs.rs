@@ -8,7 +8,8 @@ use support::{Finished, sandglass};
 use crate::{file, text};
 
 /// Defaults that are another on every machine stand there in words.
-const DEPENDS: [&str; 8] = [
+const DEPENDS: [&str; 9] = [
+    "prepared_max",
     "slots",
     "budget_cpus",
     "budget_memory_bytes",

@@ -27,6 +27,7 @@ This page is written by `cargo xtask docs`, and a test compares it with `--print
 /// Defaults that are another on every machine.
 const DEPENDS: &[(&str, &str)] = &[
     ("slots", "the number of processors"),
+    ("prepared_max", "2, and two for each processor"),
     ("launcher", "`sandglass-launcher` beside `sandglass`"),
     ("docker_config", "`~/.docker/config.json`"),
     ("budget_cpus", "as many as the machine has"),
