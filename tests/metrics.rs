@@ -79,7 +79,12 @@ fn runs_are_counted_by_outcome_and_measured() {
 
 #[test]
 fn what_is_live_is_shown_and_goes_back_to_nothing() {
-    let daemon = Daemon::builder().host_image().flag("--slots", 2).flag("--queue-capacity", 1).start();
+    let daemon = Daemon::builder()
+        .host_image()
+        .flag("--slots", 2)
+        .flag("--queue-capacity", 1)
+        .flag("--prepared-max", 0)
+        .start();
     let first = daemon.run_async(&sh("sleep 2"));
     let second = daemon.run_async(&sh("sleep 2"));
     daemon.wait_for_state(&first, "running");
