@@ -140,7 +140,8 @@ fn report(control: &OwnedFd, finished: &Finished) {
 
 /// What is wanted of the files of a run in which nothing lives any more; what remains is to be removed.
 fn attend(outer: &Outer<'_>, over: Over, control: &OwnedFd) -> Inner {
-    let Over { finished, spec, outputs, inner } = over;
+    let Over { finished, spec, outputs, mut inner } = over;
+    inner.unmount();
     let ids = after::Ids { owner: outer.owner, width: outer.ground.id_width };
     if let (Some(wanted), Some(pipe), Some(root)) = (&spec.outputs, outputs, &inner.root) {
         // What is missing at the other end of the pipe says as much as an error would.

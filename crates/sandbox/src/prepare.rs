@@ -51,10 +51,17 @@ pub(crate) struct Inner {
     pub(crate) scratch: Scratch,
     userns: OwnedFd,
     /// While this is open, init's end doesn't have to wait until everything is unmounted.
-    _mounts: OwnedFd,
+    mounts: Option<OwnedFd>,
     dev: OwnedFd,
     /// The root, once there is one: files are fetched from it when the run is over.
     pub(crate) root: Option<OwnedFd>,
+}
+
+impl Inner {
+    /// Takes everything away from the root that was mounted on it: what is left is the run's own files.
+    pub(crate) fn unmount(&mut self) {
+        self.mounts = None;
+    }
 }
 
 impl<'a> Outer<'a> {
@@ -114,7 +121,7 @@ impl<'a> Outer<'a> {
         let scratch = Scratch::create(&self.outline.limits, owner)?;
         let dev = rootfs::devices(self.ground.devices.as_fd())?;
         let [userns, mounts] = init::receive_namespaces(init.sync.as_fd())?;
-        Ok(Inner { scratch, userns, _mounts: mounts, dev, root: None })
+        Ok(Inner { scratch, userns, mounts: Some(mounts), dev, root: None })
     }
 
     /// Puts the root together and hands it to init, which enters it and forks what becomes the command.
