@@ -327,6 +327,37 @@ fn the_server_gives_up_its_privilege_and_the_launcher_can_be_used_by_hand() {
 }
 
 #[test]
+fn the_launcher_times_the_same_sandbox_over_and_over() {
+    let folder = Folder::new();
+    let spec = |program: &str| {
+        let path = folder.join(format!("{program}.json"));
+        let text = json!({
+            "rootfs": "host", "argv": [program], "env": [], "workdir": "", "user": "", "limits": {}, "files": [], "profile": "strict",
+        });
+        std::fs::write(&path, text.to_string()).expect("write a spec");
+        path
+    };
+    let time = |program: &str, words: &[&str]| {
+        let mut command = Command::new(support::sandglass_launcher());
+        command.arg("time").arg(spec(program)).arg(folder.join("layers"));
+        Finished::of(command.args(words))
+    };
+    let done = time("true", &["3", "2"]);
+    let measured: Value = serde_json::from_slice(&done.stdout).expect("it prints JSON");
+    let latencies: Vec<_> =
+        measured["latencies_us"].as_array().into_iter().flatten().flat_map(Value::as_u64).collect();
+    assert_eq!((done.code(), latencies.len()), (Some(0), 6), "{}", done.stderr_text());
+    let (longest, wall) = (latencies.iter().max(), measured["wall_us"].as_u64());
+    assert!(longest > Some(&0) && longest <= wall.as_ref(), "{measured}");
+
+    // What goes wrong is no measurement.
+    let done = time("false", &["1", "1"]);
+    assert_eq!((done.code(), done.stdout_text().as_str()), (Some(125), ""));
+    assert!(done.stderr_text().contains("Code(1)"), "{}", done.stderr_text());
+    assert_eq!(time("true", &["1"]).code(), Some(2));
+}
+
+#[test]
 fn a_server_can_listen_on_a_socket_file() {
     let data = Folder::new();
     let socket = data.join("api.sock");

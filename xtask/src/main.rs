@@ -9,6 +9,7 @@ mod docs;
 mod fuzz;
 mod packages;
 mod pretty;
+mod sandboxes;
 mod soak;
 mod suite;
 mod tally;
@@ -29,6 +30,7 @@ cargo xtask dashboard write deploy/grafana/ anew from its source
 cargo xtask docs      write docs/operating/configuration.md anew from the program
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
+cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGE…])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
@@ -47,7 +49,8 @@ fn main() -> ExitCode {
         "docs" => docs::main(),
         "fuzz" => fuzz::main(&rest),
         "soak" => soak::main(&rest),
-        "bench" => bench::main(&rest),
+        "bench" if rest.first().is_some_and(|word| word == "images") => bench::main(&rest),
+        "bench" => sandboxes::main(&rest),
         "suite" => suite::main(&rest),
         "walls" => walls::main(&rest),
         "vm" => vm::main(&rest),

@@ -19,12 +19,13 @@ const OUR_FAULT: u8 = 125;
 
 /// A child does the work and leaves the host's file tree for it; this process stays, waits, and
 /// removes the folder that the child needed.
-pub(crate) fn run(spec: &str, layers: Option<&str>) -> ExitCode {
+pub(crate) fn in_child(work: impl FnOnce(&Path) -> Result<u8, Failure>) -> ExitCode {
     let state = std::env::temp_dir().join(format!("sandglass-by-hand-{}", std::process::id()));
     let code = match sys::fork() {
-        Ok(Fork::Child) => {
-            std::process::exit(i32::from(in_child(spec.as_ref(), layers.map(Path::new), &state)))
-        }
+        Ok(Fork::Child) => std::process::exit(i32::from(work(&state).unwrap_or_else(|failure| {
+            eprintln!("sandglass-launcher: {failure}");
+            OUR_FAULT
+        }))),
         Ok(Fork::Parent(child)) => match sys::wait(Some(child), true) {
             Ok(Some((_, status))) if libc::WIFEXITED(status) => libc::WEXITSTATUS(status) as u8,
             _ => OUR_FAULT,
@@ -38,24 +39,30 @@ pub(crate) fn run(spec: &str, layers: Option<&str>) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn in_child(spec: &Path, layers: Option<&Path>, state: &Path) -> u8 {
-    try_run(spec, layers, state).unwrap_or_else(|failure| {
-        eprintln!("sandglass-launcher: {failure}");
-        OUR_FAULT
-    })
+pub(crate) fn run(spec: &str, layers: Option<&str>) -> ExitCode {
+    in_child(|state| try_run(spec.as_ref(), layers.map(Path::new), state))
 }
 
-fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failure> {
-    let spec = std::fs::read(spec).at("read spec")?;
-    let spec: LaunchSpec = serde_json::from_slice(&spec).map_err(io::Error::from).at("read spec")?;
-    let options = Options {
+pub(crate) fn read_spec(path: &Path) -> Result<LaunchSpec, Failure> {
+    let spec = std::fs::read(path).at("read spec")?;
+    serde_json::from_slice(&spec).map_err(io::Error::from).at("read spec")
+}
+
+/// What a server would tell its launcher.
+pub(crate) fn options(layers: Option<&Path>, state: &Path) -> Options {
+    Options {
         program: Path::new("/proc/self/exe").into(),
         layers: layers.map_or_else(|| state.join("layers"), Path::to_owned),
         state: state.to_owned(),
         cgroup_parent: None,
         host_image: true,
         server_pid: std::process::id() as i32,
-    };
+    }
+}
+
+fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failure> {
+    let spec = read_spec(spec)?;
+    let options = options(layers, state);
     let stdio = own_stdio().at("take standard streams")?;
     let (ground, hello, noted) = setup::set_up(&options)?;
     eprintln!("{}", serde_json::to_string(&hello).unwrap_or_default());

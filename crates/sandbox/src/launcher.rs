@@ -31,7 +31,8 @@ pub type UnpackFn = fn(
 ) -> String;
 
 /// `sandglass-launcher serve JSON`, with the server's socket as standard input, or
-/// `sandglass-launcher run SPEC.json [LAYERS]`, which executes one spec by hand.
+/// `sandglass-launcher run SPEC.json [LAYERS]`, which executes one spec by hand, or
+/// `sandglass-launcher time SPEC.json LAYERS RUNS SPAWNERS [EVERY_US]`, which does that over and over.
 pub fn main(unpack: UnpackFn) -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
@@ -39,11 +40,13 @@ pub fn main(unpack: UnpackFn) -> ExitCode {
         ["serve", options] => serve(options, unpack),
         ["run", spec] => crate::by_hand::run(spec, None),
         ["run", spec, layers] => crate::by_hand::run(spec, Some(layers)),
+        ["time", spec, layers, ref plan @ ..] => crate::bare_loop::time(spec, layers, plan),
         ["canary"] => crate::canary::main(None),
         ["canary", word] => crate::canary::main(Some(word)),
         _ => {
             eprintln!(
-                "usage: sandglass-launcher run SPEC.json [LAYERS]\n(`serve` is started by sandglass itself)"
+                "usage: sandglass-launcher run SPEC.json [LAYERS]\n       sandglass-launcher time SPEC.json LAYERS \
+                 RUNS SPAWNERS [EVERY_US]\n(`serve` is started by sandglass itself)"
             );
             ExitCode::from(2)
         }

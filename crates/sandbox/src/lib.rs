@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod client;
 pub mod launcher;
 
+mod bare_loop;
 mod by_hand;
 mod canary;
 mod setup;

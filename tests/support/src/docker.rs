@@ -22,6 +22,14 @@ impl Docker {
     /// Starts the engine and gives it the image.
     #[track_caller]
     pub fn start() -> Self {
+        let docker = Self::empty();
+        docker.import();
+        docker
+    }
+
+    /// Starts the engine, without any image.
+    #[track_caller]
+    pub fn empty() -> Self {
         // A short path: its sockets' names are bounded.
         let folder = tempfile::Builder::new().prefix("d").tempdir().expect("make a folder for an engine");
         let at = |name: &str| folder.path().join(name);
@@ -39,9 +47,7 @@ impl Docker {
         engine.wait_for_line("that it listens", Duration::from_secs(90), |line| {
             line.contains("API listen on").then_some(())
         });
-        let docker = Self { engine, folder, cgroup };
-        docker.import();
-        docker
+        Self { engine, folder, cgroup }
     }
 
     fn import(&self) {
@@ -59,14 +65,16 @@ impl Docker {
         fs::remove_file(file).expect("remove the tar file");
     }
 
-    fn command(&self) -> Command {
+    /// The engine's client, to be told what to do.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(tool("docker"));
         command.env("DOCKER_HOST", socket(self.folder.path())).env("DOCKER_CONFIG", self.folder.path());
         command
     }
 
+    /// `docker WORDS…` to its end, which must be a good one.
     #[track_caller]
-    fn docker(&self, words: &[&str]) -> String {
+    pub fn docker(&self, words: &[&str]) -> String {
         let done = Finished::of(self.command().args(words));
         assert_eq!(done.code(), Some(0), "docker {words:?}: {}", done.stderr_text());
         done.stdout_text()

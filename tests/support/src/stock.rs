@@ -156,7 +156,7 @@ fn noise_archive(path: &Path) -> std::io::Result<()> {
 }
 
 /// A small Debian with those packages and what they need.
-fn bootstrap(tar: &Path, packages: &str) {
+pub fn bootstrap(tar: &Path, packages: &str) {
     let mut command = Command::new(tool("mmdebstrap"));
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--format=tar"]);
     command.arg(format!("--include={packages}"));
