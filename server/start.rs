@@ -144,6 +144,7 @@ async fn assemble(
     let launcher = SandboxLauncher::with_pool(launcher, config.prepared_max, config.limits.clone());
     let launcher: Arc<dyn engine::Launcher> = Arc::new(launcher.context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
+    launcher.refill();
     watch_keys(&keys, &ledger);
     let store = Arc::new(open_runs(&config)?);
     let engine =

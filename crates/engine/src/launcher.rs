@@ -108,14 +108,27 @@ impl SandboxLauncher {
         pool
     }
 
-    /// The control socket of a sandbox that may have this run: a prepared one, or else a new one.
-    async fn sandbox(&self, spec: &LaunchSpec) -> io::Result<OwnedFd> {
+    /// Tells a sandbox what to run, and returns its control socket: a prepared one, or else a new one. A
+    /// prepared one that has died in this very moment is passed over like one that had died before.
+    async fn start(
+        &self,
+        spec: &LaunchSpec,
+        stdio: [BorrowedFd<'_>; 3],
+        files: &[BorrowedFd<'_>],
+    ) -> io::Result<OwnedFd> {
         let taken = self.pool().take(spec, is_alive);
-        if let Some(control) = taken {
+        if let Some(control) = taken
+            && client::run(control.as_fd(), spec, stdio, files).is_ok()
+        {
             return Ok(control);
         }
-        let outline = Outline::of(spec);
-        let request = || self.client.prepare(&outline);
+        let control = self.prepare(&Outline::of(spec)).await?;
+        client::run(control.as_fd(), spec, stdio, files)?;
+        Ok(control)
+    }
+
+    async fn prepare(&self, outline: &Outline) -> io::Result<OwnedFd> {
+        let request = || self.client.prepare(outline);
         // Mostly there is room, and then nothing has to be waited for.
         match request() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -144,10 +157,9 @@ impl Launcher for SandboxLauncher {
             };
             let (stdout, out) = output_pipe().map_err(broken)?;
             let (stderr, err) = output_pipe().map_err(broken)?;
-            let control = self.sandbox(&launch.spec).await.map_err(broken)?;
             let files: Vec<BorrowedFd<'_>> = launch.files.iter().map(AsFd::as_fd).collect();
             let stdio = [launch.stdin.as_fd(), out.as_fd(), err.as_fd()];
-            client::run(control.as_fd(), &launch.spec, stdio, &files).map_err(broken)?;
+            let control = self.start(&launch.spec, stdio, &files).await.map_err(broken)?;
             let control = Keeper { socket: watched(control).map_err(broken)? };
             Ok(Launched { control: Box::new(control), stdout: Box::new(stdout), stderr: Box::new(stderr) })
         })

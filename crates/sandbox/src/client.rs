@@ -173,8 +173,21 @@ fn seal_bytes(name: &str, flags: u32, bytes: &[u8]) -> io::Result<OwnedFd> {
     io::Seek::rewind(&mut file)?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    add_seals(&file, seals)?;
     Ok(file.into())
+}
+
+/// The kernel refuses while anything of its own, such as the tracking of memory use, looks at one of the
+/// pages. That is over soon.
+fn add_seals(file: &File, seals: SealFlag) -> io::Result<()> {
+    const TRIES: u32 = 20;
+    for _ in 1..TRIES {
+        match fcntl(file, FcntlArg::F_ADD_SEALS(seals)) {
+            Err(nix::errno::Errno::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            result => return Ok(result.map(drop)?),
+        }
+    }
+    Ok(fcntl(file, FcntlArg::F_ADD_SEALS(seals)).map(drop)?)
 }
 
 /// A copy of the program that nothing can overwrite, not even through `/proc/self/exe`.
