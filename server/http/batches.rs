@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::create_batch::{self, Around, CreateBatch};
-use super::events::WantsEvents;
+use super::events::{ServerSentEvent, WantsEvents};
 use super::prefer::Prefer;
 use super::problem::{self, BadValue, Document, Problem};
 use super::query::{Parameters, PathText};
@@ -138,7 +138,7 @@ impl<'a> From<&'a Batch> for BatchReply<'a> {
     params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds")),
     responses(
         (status = 200, description = "The batch has finished; see its verdicts",
-         content((BatchReply = "application/json"), (String = "text/event-stream"))),
+         content((BatchReply = "application/json"), (ServerSentEvent = "text/event-stream"))),
         (status = 202, description = "The batch goes on; `GET` the `Location`", body = BatchReply,
          headers(("Location" = String, description = "The batch's path"))),
         (status = 422, description = "A value is bad, or the image does not exist or is not allowed",
@@ -277,7 +277,7 @@ pub async fn cancel(
             example = "3")),
     responses(
         (status = 200, description = "The events: `state` with a `BatchStateEvent`, `prepare` with a `Run`, `test` with \
-         a `TestEvent`, `result` with a `Batch`", body = String, content_type = "text/event-stream"),
+         a `TestEvent`, `result` with a `Batch`", body = ServerSentEvent, content_type = "text/event-stream"),
         (status = 404, description = "There is no such batch", body = Document,
          content_type = "application/problem+json"),
         (status = 422, description = "`Last-Event-ID` is none of this batch's", body = Document,

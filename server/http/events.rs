@@ -39,9 +39,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
             example = "3-6-0")),
     responses(
         (status = 200, description = "The events: `state` with a `RunStateEvent`, `stdout` and `stderr` each with an \
-         `OutputEvent`, and `result` with a `Run`", body = String, content_type = "text/event-stream",
-         example = json!("event: state\nid: 3-0-0\ndata: {\"id\":\"0193a5b0-5f3e-7c43-9d0a-8f3b1c2d4e5f\",\
-                          \"state\":\"running\"}\n\nevent: stdout\nid: 3-6-0\ndata: {\"offset\":0,\"text\":\"hello\\n\"}\n\n")),
+         `OutputEvent`, and `result` with a `Run`", body = ServerSentEvent, content_type = "text/event-stream",
+         example = json!({"event": "stdout", "id": "3-6-0", "data": "{\"offset\":0,\"text\":\"hello\\n\"}"})),
         (status = 204, description = "The `result` was seen already: there is nothing more"),
         (status = 404, description = "There is no such run", body = Document,
          content_type = "application/problem+json"),
@@ -66,6 +65,19 @@ pub async fn watch(
 /// The answer to who submitted a run and wants to see it go. Hanging up before the end drops `leaving`.
 pub fn of_run(app: &App, watcher: Watcher, leaving: Option<CancelOnDrop>) -> Response {
     Follower::new(app, watcher, Seen::default(), leaving).reply()
+}
+
+/// One event of a stream, as its lines say.
+#[derive(Debug, utoipa::ToSchema)]
+#[expect(dead_code, reason = "it describes what is written by hand")]
+pub struct ServerSentEvent {
+    /// What kind of event it is.
+    event: String,
+    /// For `Last-Event-ID`, where a stream can be taken up again.
+    #[schema(required = false)]
+    id: String,
+    /// JSON, as the description of the call says for each kind.
+    data: String,
 }
 
 /// Whether the answer to this request is to be events.

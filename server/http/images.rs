@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::checks::check_image_is_allowed;
-use super::events::WantsEvents;
+use super::events::{ServerSentEvent, WantsEvents};
 use super::fields::Fields;
 use super::layers::RequestId;
 use super::problem::{self, Document, Problem};
@@ -163,7 +163,7 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList
 #[utoipa::path(post, path = "/images", operation_id = "pull_image", tag = "images", request_body = PullImage,
     responses(
         (status = 200, description = "The image is here",
-         content((ImageReply = "application/json"), (String = "text/event-stream"))),
+         content((ImageReply = "application/json"), (ServerSentEvent = "text/event-stream"))),
         (status = 422, description = "A value is bad, or the image does not exist or is not allowed", body = Document,
          content_type = "application/problem+json"),
         (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),

@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::create_run::CreateRun;
-use super::events::{self, WantsEvents};
+use super::events::{self, ServerSentEvent, WantsEvents};
 use super::filter::Filter;
 use super::idempotency::IdempotencyKey;
 use super::prefer::Prefer;
@@ -50,7 +50,7 @@ const PAGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
                            key is the same run, whether it still goes or has ended, also after a restart")),
     responses(
         (status = 200, description = "The run took place; see `outcome`",
-         content((RunReply = "application/json"), (String = "text/event-stream")),
+         content((RunReply = "application/json"), (ServerSentEvent = "text/event-stream")),
          headers(("Server-Timing" = String, description = "Where the time went"))),
         (status = 202, description = "The run goes on; `GET` the `Location`", body = RunReply,
          headers(("Location" = String, description = "The run's path"))),

@@ -102,7 +102,7 @@ fn keep(ground: &Ground, job: &Job) -> End {
         Ok(outer) => outer,
         Err(failure) => return End { result: Err(failure), clean: true },
     };
-    let result = outer.clone_init().and_then(|init| {
+    let result = outer.clone_init(&job.control).and_then(|init| {
         let lived = live(&outer, &init, &job.control);
         if lived.is_err() {
             outer.end(&init);

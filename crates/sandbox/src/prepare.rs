@@ -71,7 +71,8 @@ impl<'a> Outer<'a> {
         Ok(Self { ground, outline, owner: ground.id_base + slot * ground.id_width, group, oom })
     }
 
-    pub(crate) fn clone_init(&self) -> Result<Init, Failure> {
+    /// `control` stays the keeper's alone: the server must see its end when it dies.
+    pub(crate) fn clone_init(&self, control: &OwnedFd) -> Result<Init, Failure> {
         let (sync, their_sync) = packet::pair().at("make sync socket")?;
         let (launch, their_launch) = packet::pair().at("make launch socket")?;
         let wanted = NAMESPACES.iter().filter(|(name, _)| self.outline.stands(name));
@@ -84,6 +85,7 @@ impl<'a> Outer<'a> {
         let cloned = match sys::clone3(namespaces as u64, self.group.clone_target()) {
             Ok(None) => {
                 drop((sync, launch));
+                sys::close_in_child(control.as_fd());
                 let ends = Ends { sync: their_sync, launch: their_launch, tasks };
                 init::main(self.outline, self.ground.id_width, ends)
             }
