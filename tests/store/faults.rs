@@ -48,11 +48,12 @@ fn strays(daemon: &Daemon) -> Vec<String> {
     };
     let known = names(&records);
     let is_stray = |name: &String| {
-        !["tmp", "trash"].contains(&name.as_str()) && !known.contains(&format!("{name}.json"))
+        !["tmp", "trash", "frozen"].contains(&name.as_str()) && !known.contains(&format!("{name}.json"))
     };
     let mut strays: Vec<_> = names(&layers).into_iter().filter(is_stray).collect();
-    strays.extend(names(&layers.join("tmp")));
-    strays.extend(names(&layers.join("trash")));
+    for folder in ["tmp", "trash", "frozen"] {
+        strays.extend(names(&layers.join(folder)));
+    }
     strays
 }
 
