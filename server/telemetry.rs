@@ -36,7 +36,7 @@ const REJECTIONS: [&str; 6] = ["queue_full", "rate_limit", "quota", "too_large",
 const OTHER: &str = "other";
 const BATCHES: [&str; 4] = ["finished", "compile_error", "cancelled", "internal_error"];
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "aborted"];
-const METHODS: [&str; 5] = ["GET", "POST", "PUT", "DELETE", OTHER];
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", OTHER];
 const PULL_RESULTS: [image::PullResult; 6] = [
     image::PullResult::Ok,
     image::PullResult::Refused,
