@@ -286,32 +286,6 @@ fn a_mount_that_is_left_behind_raises_the_alarm() {
     assert_eq!(daemon.metric("sandglass_mounts_live"), 0.0);
 }
 
-#[test]
-fn what_a_dead_server_left_is_counted_once() {
-    let mut daemon = Daemon::builder().host_image().flag("--slots", 3).start();
-    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 0.0);
-    for _ in 0..3 {
-        let mut long = sh("sleep 60");
-        long["limits"] = json!({ "wall_time_ms": 60_000 });
-        let id = daemon.run_async(&long);
-        daemon.wait_for_state(&id, "running");
-    }
-    // Both at once, as in a power cut: nobody cleans up.
-    let launcher = daemon.launcher_pid();
-    let mut all: Vec<i32> = support::host::processes_of(daemon.pid(), launcher).into_iter().collect();
-    all.retain(|pid| *pid != daemon.pid());
-    daemon.process().signal(nix::sys::signal::Signal::SIGSTOP);
-    for pid in all {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    }
-    daemon.kill9();
-    let daemon = daemon.restart();
-    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 3.0);
-    assert!(daemon.log().contains("removed what a server that died had left"), "{}", daemon.log());
-    let daemon = daemon.restart();
-    assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 0.0);
-}
-
 /// The metrics that operators read about, with their types, from the documentation's tables.
 fn documented() -> BTreeSet<(String, String)> {
     let text = include_str!("../docs/operating/metrics.md");

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::{Daemon, host, json, skip, within};
+use support::{Daemon, host, json, skip, until, within};
 
 use crate::echo;
 
@@ -33,7 +33,18 @@ fn ten_thousand_connections_that_say_nothing_keep_nobody_waiting() {
         .flag("--prepared-max", 0)
         .start();
     echo(&daemon);
-    let (before, open_before) = (resident_bytes(daemon.pid()), host::descriptors(daemon.pid()).len());
+    // What that run still holds is none of what is there for good.
+    until("a server at rest", || {
+        let none = |name: &str| daemon.metric(name) == 0.0;
+        none("sandglass_slots{state=\"busy\"}") && none("sandglass_sandboxes{state=\"ending\"}")
+    });
+    let open_before = within(Duration::from_secs(10), "descriptors that stay as they are", || {
+        let open = || host::descriptors(daemon.pid()).len();
+        let first = open();
+        std::thread::sleep(Duration::from_millis(200));
+        (open() == first).then_some(first)
+    });
+    let before = resident_bytes(daemon.pid());
     let held: Vec<TcpStream> = (0..HELD)
         .map(|number| {
             let mut stream = TcpStream::connect(daemon.address()).expect("connect");

@@ -21,6 +21,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     packages::install(packages::FOR_TESTS)?;
     let schemathesis = packages::schemathesis()?;
     packages::helm()?;
+    // Also what only other systems build: the test of the architecture asks for the whole tree, offline.
+    cargo::run(&["fetch", "--locked"], &[])?;
     cargo::run(&["run", "--quiet", "--package", "sandglass-test-support", "--bin", "test-images"], &[])?;
 
     let skips = cargo::target().join("skipped-tests");
