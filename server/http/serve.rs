@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::Backlog;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,9 @@ use crate::config::{Config, Listen};
 
 /// How long connections that have had an answer may think about another request once the server stops.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// The kernel takes no more than `net.core.somaxconn`, which is 4096 unless somebody has changed it.
+const CONNECTIONS_WAITING: i32 = 4096;
 
 /// What hyper reads before `layers::check_size` can refuse in words.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -110,8 +114,20 @@ impl Socket {
                 Self::Unix(listener.with_context(|| format!("listen on {}", path.display()))?)
             }
         };
+        socket.widen()?;
         socket.prepare()?;
         Ok(socket)
+    }
+
+    /// The standard library lets 128 connections wait to be accepted. Of more at once, which a burst is,
+    /// the kernel drops the first packet, and the client tries again a whole second later.
+    fn widen(&self) -> io::Result<()> {
+        let backlog = Backlog::new(CONNECTIONS_WAITING)?;
+        match self {
+            Self::Tcp(listener) => nix::sys::socket::listen(listener, backlog)?,
+            Self::Unix(listener) => nix::sys::socket::listen(listener, backlog)?,
+        }
+        Ok(())
     }
 
     /// For the runtime, and for no program that this process starts.
