@@ -46,6 +46,8 @@ settings! {
     free_bytes: u64 = 0;
     /// How long a tag is taken to mean what it meant when its registry was last asked, in seconds; then the next run that says `missing` has it asked again, without waiting for it; 0: until somebody says `always`
     tag_life_s: u64 = 0;
+    /// How long a registry's word holds that a principal may have an image that it has pulled with its own login, in seconds; then the next run has it asked again
+    access_life_s: u64 = 3600;
     /// Places that are asked before the registry that they stand for, in this order: `docker.io=HOST:PORT/PREFIX`
     mirrors: Vec<String> = Vec::new();
     /// How long a registry may send nothing before the connection is given up and made anew, in milliseconds
@@ -66,6 +68,7 @@ impl ImageSettings {
             image::Images::check_reference(reference)
                 .map_err(|error| anyhow::anyhow!("images.ahead: {error}"))?;
         }
+        ensure!(self.access_life_s > 0, "images.access_life_s must be more than 0");
         ensure!(self.idle_timeout_ms > 0, "images.idle_timeout_ms must be more than 0");
         self.mirrors().map(drop)
     }

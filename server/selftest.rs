@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, ensure};
 use engine::{Context, Images, Launcher, Leases, NoObserver, Over, Stdin};
 use image::{BoxFuture, ImageConfig, ImageError, Lease, Rootfs};
-use run::{Command, FileContent, FileSpec, Limits, Outcome, Pull, RunSpec};
+use run::{Command, FileContent, FileSpec, Limits, Outcome, PrincipalName, Pull, RunSpec};
 use sandbox::protocol::Hello;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,12 @@ const PROCESSES: u64 = 8;
 struct Nothing;
 
 impl Images for Nothing {
-    fn acquire<'a>(&'a self, _: &'a str, _: Pull) -> BoxFuture<'a, Result<Lease, ImageError>> {
+    fn acquire<'a>(
+        &'a self,
+        _: &'a PrincipalName,
+        _: &'a str,
+        _: Pull,
+    ) -> BoxFuture<'a, Result<Lease, ImageError>> {
         Box::pin(async {
             Ok(Lease::unguarded("canary", None, Rootfs::Layers(Vec::new()), ImageConfig::default()))
         })

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::drain::{self, GOODBYE, Serving, StopSignal};
 use crate::http::serve::{self, Bounds, Listener};
 use crate::http::{App, body, docs, router};
-use crate::keys::{KeyRing, Ledger};
+use crate::keys::{KeyRing, Ledger, LoginBook};
 use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
 use crate::notify;
@@ -122,11 +122,13 @@ async fn assemble(
 ) -> anyhow::Result<Arc<App>> {
     let ledger = Arc::new(Ledger::open(&config.data_dir));
     let keys = Arc::new(KeyRing::open(&config.data_dir, Arc::clone(&ledger))?);
+    let logins = Arc::new(LoginBook::open(&config.data_dir)?);
     let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity, Arc::clone(&ledger)));
     let document = docs::document();
     telemetry
         .expect_routes(docs::calls(&document).iter().map(|(path, method)| (path.as_str(), method.as_str())));
-    let images = open_images(&config, docker, &launcher, Arc::clone(&telemetry) as _).await?;
+    let (observer, known) = (Arc::clone(&telemetry), Arc::clone(&logins));
+    let images = open_images(&config, docker, known, &launcher, observer).await?;
     let files = open_files(&config)?;
     let settings = engine::Config {
         slots: config.slots,
@@ -145,7 +147,7 @@ async fn assemble(
     let launcher: Arc<dyn engine::Launcher> = Arc::new(launcher.context("use the launcher")?);
     selftest::check(canary, &hello, &launcher).await?;
     launcher.refill();
-    watch_keys(&keys, &ledger);
+    watch_keys(&keys, logins, &ledger);
     let store = Arc::new(open_runs(&config)?);
     let engine =
         Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _, store);
@@ -196,10 +198,10 @@ fn open_files(config: &Config) -> anyhow::Result<Files> {
 }
 
 /// For as long as the runtime lives: the file with the keys is looked at, and what was used written down.
-fn watch_keys(keys: &Arc<KeyRing>, ledger: &Arc<Ledger>) {
+fn watch_keys(keys: &Arc<KeyRing>, logins: Arc<LoginBook>, ledger: &Arc<Ledger>) {
     let (keys, ledger) = (Arc::clone(keys), Arc::clone(ledger));
     tokio::spawn(async move {
-        if let Err(error) = keys.watch().await {
+        if let Err(error) = keys.watch(&logins).await {
             tracing::error!(%error, "can't hear SIGHUP; changes of the keys are not seen until a restart");
         }
     });
@@ -222,6 +224,7 @@ fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
 pub async fn open_images(
     config: &Config,
     docker: Option<PathBuf>,
+    logins: Arc<dyn image::Logins>,
     launcher: &Arc<Launcher>,
     observer: Arc<dyn image::Observer>,
 ) -> anyhow::Result<Images> {
@@ -231,6 +234,8 @@ pub async fn open_images(
         private_registries: config.private_registry.clone(),
         allowed_registries: allowed,
         docker_config: docker,
+        logins,
+        access_life: Duration::from_secs(config.images.access_life_s),
         host_image: config.allow_host_image,
         pull_timeout: Duration::from_millis(config.pull_timeout_ms),
         idle_timeout: Duration::from_millis(config.images.idle_timeout_ms),

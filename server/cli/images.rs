@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use image::ImageInfo;
+use run::PrincipalName;
 
 use super::flags::ConfigFlags;
 use super::local::Local;
@@ -30,21 +31,22 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn table(images: &[ImageInfo]) {
     let width = images.iter().map(|image| image.reference.len()).max().unwrap_or_default().max(9);
     println!(
-        "{:width$}  {:12}  {:>6}  {:>10}  {:>10}  {:16}  PINNED",
-        "REFERENCE", "DIGEST", "LAYERS", "SIZE", "OWN", "LAST USED"
+        "{:width$}  {:12}  {:>6}  {:>10}  {:>10}  {:16}  {:6}  PRINCIPAL",
+        "REFERENCE", "DIGEST", "LAYERS", "SIZE", "OWN", "LAST USED", "PINNED"
     );
     for image in images {
         let digest = image.digest.split(':').next_back().unwrap_or_default();
         let digest = digest.get(..12).unwrap_or(digest);
         let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
         println!(
-            "{:width$}  {digest:12}  {:>6}  {:>10}  {:>10}  {:16}  {}",
+            "{:width$}  {digest:12}  {:>6}  {:>10}  {:>10}  {:16}  {:6}  {}",
             image.reference,
             image.layers,
             size(image.bytes),
             size(image.own_bytes),
             image.last_used_at.strftime("%Y-%m-%d %H:%M").to_string(),
             if image.pinned { "yes" } else { "no" },
+            image.owner.as_ref().map_or("-", PrincipalName::as_str),
         );
     }
 }

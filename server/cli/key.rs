@@ -1,5 +1,7 @@
 //! `sandglass key`: makes keys, lists them and takes them back. A running server sees it within a second.
 
+mod login;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::flags::ConfigFlags;
 use crate::http::create_run::limit_names;
+use crate::keys::logins::{Auths, LoginFile};
 use crate::keys::{KeyFile, KeyRecord, Ledger, Secret, file};
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +33,10 @@ enum Command {
     List(List),
     /// Take a key back
     Revoke(Revoke),
+    /// Give a principal a login of its own at a registry
+    Login(login::Login),
+    /// Take a principal's logins back
+    Logout(login::Logout),
     /// Take over the keys of another `keys.json`, such as one that a Secret brings
     Import(Import),
 }
@@ -97,6 +104,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Create(create) => create.make()?,
         Command::List(list) => list.show()?,
         Command::Revoke(revoke) => revoke.revoke()?,
+        Command::Login(login) => login.give()?,
+        Command::Logout(logout) => logout.take_back()?,
         Command::Import(import) => import.take_over()?,
     }
     Ok(ExitCode::SUCCESS)
@@ -219,9 +228,10 @@ impl List {
         let data_dir = self.config.load()?.data_dir;
         let keys = KeyFile::read(&file::path(&data_dir))?.unwrap_or_default().keys;
         let ledger = Ledger::open(&data_dir);
+        let logins = LoginFile::of(&data_dir)?;
         let now = Timestamp::now();
         if self.json {
-            let keys: Vec<_> = keys.iter().map(|key| shown(key, &ledger, now)).collect();
+            let keys: Vec<_> = keys.iter().map(|key| shown(key, &ledger, &logins, now)).collect();
             println!("{}", serde_json::to_string_pretty(&json!({ "keys": keys }))?);
             return Ok(());
         }
@@ -251,12 +261,14 @@ impl List {
 }
 
 /// All that is known of a key but its hash.
-fn shown(key: &KeyRecord, ledger: &Ledger, now: Timestamp) -> Value {
+fn shown(key: &KeyRecord, ledger: &Ledger, logins: &LoginFile, now: Timestamp) -> Value {
+    let registries: Vec<_> =
+        logins.principals.get(&key.principal).into_iter().flat_map(Auths::names).collect();
     json!({
         "id": key.id, "principal": key.principal, "state": key.state(now), "scopes": key.scopes,
         "quota": key.quota, "created_at": key.created_at, "expires_at": key.expires_at,
         "revoked_at": key.revoked_at, "last_use_at": ledger.last_use(&key.id),
-        "principal_usage": ledger.totals(&key.principal),
+        "principal_registries": registries, "principal_usage": ledger.totals(&key.principal),
     })
 }
 

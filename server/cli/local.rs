@@ -35,8 +35,8 @@ impl Local {
             .enable_all()
             .build()
             .context("start the runtime")?;
-        let images =
-            runtime.block_on(start::open_images(config, docker, &launcher, Arc::new(image::NoObserver)))?;
+        let (logins, observer) = (Arc::new(image::NoLogins), Arc::new(image::NoObserver));
+        let images = runtime.block_on(start::open_images(config, docker, logins, &launcher, observer))?;
         Ok(Self { launcher, images, runtime })
     }
 }

@@ -65,7 +65,7 @@ pub(super) async fn acquire(
     show: &Show,
 ) -> Result<Lease, image::ImageError> {
     let mut display = Display::new(show);
-    let lease = images.acquire_with_progress(image, pull, &mut |progress| display.show(progress)).await;
+    let lease = images.acquire_with_progress(None, image, pull, &mut |progress| display.show(progress)).await;
     display.end();
     lease
 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use engine::{Context, Executed, Leases, NoObserver, Over, SandboxLauncher, Step, execute};
 use futures_util::future::BoxFuture;
 use image::{ImageError, Images, Lease};
-use run::{Outcome, Profile, Pull, RunSpec};
+use run::{Outcome, PrincipalName, Profile, Pull, RunSpec};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -121,7 +121,12 @@ struct Shown {
 }
 
 impl engine::Images for Shown {
-    fn acquire<'a>(&'a self, reference: &'a str, policy: Pull) -> BoxFuture<'a, Result<Lease, ImageError>> {
+    fn acquire<'a>(
+        &'a self,
+        _: &'a PrincipalName,
+        reference: &'a str,
+        policy: Pull,
+    ) -> BoxFuture<'a, Result<Lease, ImageError>> {
         Box::pin(pull::acquire(&self.images, reference, policy, &self.show))
     }
 }

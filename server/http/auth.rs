@@ -47,6 +47,11 @@ impl Caller {
     pub fn anonymous() -> Self {
         Self { principal: Arc::clone(Principal::anonymous()), key: None }
     }
+
+    /// Who may have images of its own. On a server without keys all images are everybody's.
+    pub fn image_owner(&self) -> Option<&PrincipalName> {
+        Some(&self.principal.name).filter(|name| !name.is_anonymous())
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

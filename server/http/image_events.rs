@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::App;
+use super::auth::Caller;
 use super::images::{self, PullImage};
 
 /// Steps that a reader may be behind; of one who is further behind, steps are left out.
@@ -21,13 +22,13 @@ const MOST_UNREAD: usize = 256;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Pulls while the client reads, and tells it how far that is.
-pub fn follow(app: Arc<App>, request: PullImage, request_id: String) -> Response {
+pub fn follow(app: Arc<App>, caller: Caller, request: PullImage, request_id: String) -> Response {
     let (tell, told) = mpsc::channel::<Event>(MOST_UNREAD);
     let pulling = tokio::spawn(async move {
         let mut on = |progress: Progress| {
             let _ = tell.try_send(event("progress", &progress));
         };
-        let last = match images::fetch(&app, &request, &mut on).await {
+        let last = match images::fetch(&app, &caller, &request, &mut on).await {
             Ok(image) => event("result", &image),
             Err(problem) => event("problem", &problem.document(&request_id)),
         };

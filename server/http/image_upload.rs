@@ -9,7 +9,8 @@ use axum::extract::{Request, State};
 use axum::http::header;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use image::{Archive, ImageError, Images};
+use image::{Archive, ImageError, Images, Whose};
+use run::Scope;
 use tokio::time::timeout;
 
 use super::App;
@@ -21,7 +22,8 @@ use super::query::PathText;
 /// Loads an image from an archive, without any registry.
 ///
 /// The body is what `docker save` or `podman save` writes, or an OCI layout as a tar, compressed with gzip or zstd
-/// or not. Where it holds several images, the one of that name is taken.
+/// or not. Where it holds several images, the one of that name is taken. What an admin loads is everybody's; what
+/// another key loads is its principal's own.
 #[utoipa::path(put, path = "/images/{*reference}", operation_id = "load_image", tag = "images",
     params(("reference" = String, Path, description = "What the image is called from then on; slashes may be written as `%2F`",
             example = "localhost/mine:1")),
@@ -49,9 +51,11 @@ pub async fn load(
         return Err(problem::UNSUPPORTED_MEDIA_TYPE.detail("send the archive without `Content-Encoding`"));
     }
     let archive = receive(&app, &reference, request).await?;
-    let loaded = app.images.load(Archive::File(archive), Some(&reference), &mut |_| {}).await?;
+    let owner = caller.image_owner().filter(|_| !caller.principal.may(Scope::Admin));
+    let loaded = app.images.load_for(owner, Archive::File(archive), Some(&reference), &mut |_| {}).await?;
     drop(loaded);
-    Ok(Json(app.images.get(&reference)?.into()))
+    let whose = owner.map_or(Whose::Everybodys, Whose::Own);
+    Ok(Json(app.images.get_of(whose, &reference)?.into()))
 }
 
 /// A client may take its time, as long as something comes.

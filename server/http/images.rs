@@ -6,9 +6,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use image::{ImageError, ImageInfo, Progress};
+use image::{ImageError, ImageInfo, Progress, Whose};
 use jiff::Timestamp;
-use run::Pull;
+use run::{PrincipalName, Pull, Scope};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -20,7 +20,7 @@ use super::events::{ServerSentEvent, WantsEvents};
 use super::fields::Fields;
 use super::layers::RequestId;
 use super::problem::{self, Document, Problem};
-use super::query::PathText;
+use super::query::{Parameters, PathText};
 use super::{App, image_events};
 
 /// One image of the store.
@@ -29,6 +29,9 @@ use super::{App, image_events};
 pub struct ImageReply {
     #[schema(example = "docker.io/library/alpine:latest")]
     reference: String,
+    /// The principal who alone may use it: it was fetched with that one's own login, or brought by it. Absent: everybody's.
+    #[schema(value_type = Option<String>, example = "alice")]
+    principal: Option<PrincipalName>,
     #[schema(example = "sha256:…")]
     digest: String,
     #[schema(example = "linux/amd64")]
@@ -64,6 +67,7 @@ impl From<ImageInfo> for ImageReply {
     fn from(info: ImageInfo) -> Self {
         let ImageInfo {
             reference,
+            owner,
             digest,
             platform,
             layers,
@@ -79,6 +83,7 @@ impl From<ImageInfo> for ImageReply {
         } = info;
         Self {
             reference,
+            principal: owner,
             digest,
             platform,
             layers,
@@ -143,11 +148,14 @@ impl PullImage {
     }
 }
 
-/// Lists the images of the store, the most recently used first.
+/// Lists the images that the caller could use, the most recently used first; to an admin, all of the store.
 #[utoipa::path(get, path = "/images", operation_id = "list_images", tag = "images",
-    responses((status = 200, description = "Every image", body = ImageList)))]
+    responses((status = 200, description = "The images", body = ImageList)))]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList> {
-    let may_use = |image: &ImageInfo| caller.principal.may_use_image(&image.reference);
+    let (all, asker) = (caller.principal.may(Scope::Admin), caller.image_owner());
+    let may_use = |image: &ImageInfo| {
+        caller.principal.may_use_image(&image.reference) && (all || app.images.is_open_to(image, asker))
+    };
     Json(ImageList {
         images: app.images.list().into_iter().filter(may_use).map(Into::into).collect(),
         disk_bytes: app.images.total_bytes(),
@@ -184,35 +192,39 @@ pub async fn pull(
         return Err(problem::DRAINING.problem());
     }
     if as_events {
-        return Ok(image_events::follow(app, request, request_id));
+        return Ok(image_events::follow(app, caller, request, request_id));
     }
-    Ok(Json(fetch(&app, &request, &mut |_| {}).await?).into_response())
+    Ok(Json(fetch(&app, &caller, &request, &mut |_| {}).await?).into_response())
 }
 
 /// Pulls, and says what is there then.
 pub(super) async fn fetch(
     app: &App,
+    caller: &Caller,
     request: &PullImage,
     on: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<ImageReply, Problem> {
     let mut pull = request.pull.unwrap_or(Pull::Always);
     loop {
-        let lease = app.images.acquire_with_progress(&request.image, pull, on).await?;
+        let asker = caller.image_owner();
+        let lease = app.images.acquire_with_progress(asker, &request.image, pull, on).await?;
         if lease.reference == "host" {
             return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
         }
-        match app.images.get(&lease.reference) {
+        let owner = lease.owner.clone();
+        let whose = owner.as_ref().map_or(Whose::Everybodys, Whose::Own);
+        match app.images.get_of(whose, &lease.reference) {
             // Somebody has removed it in the moment between; its layers are held, so it is soon back.
             Err(ImageError::NotPresent { .. }) if pull != Pull::Never => pull = Pull::Missing,
             found => {
                 drop(found?);
                 if let Some(pinned) = request.pinned {
-                    app.images.pin(&lease.reference, pinned).await?;
+                    app.images.pin_of(whose, &lease.reference, pinned).await?;
                 }
                 let reference = lease.reference.clone();
                 // Or it would be in use by us.
                 drop(lease);
-                return Ok(app.images.get(&reference)?.into());
+                return Ok(app.images.get_of(whose, &reference)?.into());
             }
         }
     }
@@ -221,34 +233,77 @@ pub(super) async fn fetch(
 /// Shows one image of the store.
 #[utoipa::path(get, path = "/images/{*reference}", operation_id = "get_image", tag = "images",
     params(("reference" = String, Path, description = "The rest of the path; slashes may be written as `%2F`",
-            example = "alpine")),
+            example = "alpine"),
+           ("principal" = Option<String>, Query, description = "That principal's own image, rather than what the name \
+            means to the caller; another's for admins only", example = "alice")),
     responses((status = 200, description = "The image", body = ImageReply),
-              (status = 404, description = "The store has no such image", body = Document,
+              (status = 404, description = "The store has no such image for the caller", body = Document,
+               content_type = "application/problem+json"),
+              (status = 422, description = "A parameter is bad", body = Document,
                content_type = "application/problem+json")))]
 pub async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(reference): PathText,
+    query: Parameters,
 ) -> Result<Json<ImageReply>, Problem> {
-    must_see(&reference, &caller)?;
-    Ok(Json(app.images.get(&reference).map_err(|error| not_stored(&reference, error))?.into()))
+    let meant = Meant::read(&reference, &caller, query)?;
+    let found = app.images.get_of(meant.whose(), &reference);
+    Ok(Json(found.map_err(|error| not_stored(&reference, error))?.into()))
 }
 
 /// Forgets one image; what runs still use stays until they have ended.
 #[utoipa::path(delete, path = "/images/{*reference}", operation_id = "delete_image", tag = "images",
     params(("reference" = String, Path, description = "The rest of the path; slashes may be written as `%2F`",
-            example = "alpine")),
+            example = "alpine"),
+           ("principal" = Option<String>, Query, description = "That principal's own image, rather than what the name \
+            means to the caller; another's for admins only", example = "alice")),
     responses((status = 204, description = "The image is forgotten"),
-              (status = 404, description = "The store has no such image", body = Document,
+              (status = 404, description = "The store has no such image for the caller", body = Document,
+               content_type = "application/problem+json"),
+              (status = 422, description = "A parameter is bad", body = Document,
                content_type = "application/problem+json")))]
 pub async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(reference): PathText,
+    query: Parameters,
 ) -> Result<StatusCode, Problem> {
-    must_see(&reference, &caller)?;
-    app.images.remove(&reference).await.map_err(|error| not_stored(&reference, error))?;
+    let meant = Meant::read(&reference, &caller, query)?;
+    let removed = app.images.remove_of(meant.whose(), &reference).await;
+    removed.map_err(|error| not_stored(&reference, error))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which image a call about one means.
+struct Meant {
+    /// Asked for by name.
+    own: Option<PrincipalName>,
+    caller: Option<PrincipalName>,
+}
+
+impl Meant {
+    fn read(reference: &str, caller: &Caller, mut query: Parameters) -> Result<Self, Problem> {
+        let own = query.take("principal");
+        let own = own.map(|name| {
+            PrincipalName::parse(&name).inspect_err(|error| query.refuse("principal", &error.to_string()))
+        });
+        query.finish()?;
+        must_see(reference, caller)?;
+        let own = own.and_then(Result::ok);
+        if own.as_ref().is_some_and(|owner| !caller.principal.sees(owner)) {
+            return Err(not_stored(reference, ImageError::NotPresent { reference: String::new() }));
+        }
+        Ok(Self { own, caller: caller.image_owner().cloned() })
+    }
+
+    fn whose(&self) -> Whose<'_> {
+        match (&self.own, &self.caller) {
+            (Some(owner), _) => Whose::Own(owner),
+            (None, Some(caller)) => Whose::SeenBy(caller),
+            (None, None) => Whose::Everybodys,
+        }
+    }
 }
 
 /// What is not on the list of the caller's key is not there for that caller.

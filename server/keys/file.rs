@@ -13,6 +13,7 @@ use run::{Principal, PrincipalName, Quota, Scope};
 use serde::{Deserialize, Serialize};
 
 const VERSION: u32 = 1;
+const NAME: &str = "keys.json";
 
 /// Much more than anybody has keys; a file that is larger was not written by us.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -69,7 +70,7 @@ pub fn folder(data_dir: &Path) -> PathBuf {
 }
 
 pub fn path(data_dir: &Path) -> PathBuf {
-    folder(data_dir).join("keys.json")
+    folder(data_dir).join(NAME)
 }
 
 /// Whether this server has been given keys. What can't be looked at counts: in doubt it is closed.
@@ -80,12 +81,7 @@ pub fn exists(data_dir: &Path) -> bool {
 impl KeyFile {
     /// `None` where there is no file.
     pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
-        let metadata = match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            metadata => metadata.with_context(|| format!("read {}", path.display()))?,
-        };
-        ensure!(metadata.len() <= FILE_BYTES_MAX, "{} is too large to be a list of keys", path.display());
-        let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let Some(text) = read_small(path, FILE_BYTES_MAX)? else { return Ok(None) };
         let file: Self = serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?;
         ensure!(
             file.version == VERSION,
@@ -108,39 +104,64 @@ impl KeyFile {
         data_dir: &Path,
         change: impl FnOnce(&mut KeyFile) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let folder = folder(data_dir);
-        let make = || fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir);
-        make().with_context(|| format!("make {}", data_dir.display()))?;
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(&folder)
-            .with_context(|| format!("make {}", folder.display()))?;
-        let lock =
-            File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join("lock"));
-        let lock = lock.with_context(|| format!("lock {}", folder.display()))?;
-        let _held = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| errno)
-            .with_context(|| format!("lock {}", folder.display()))?;
-        let mut file = Self::read(&path(data_dir))?.unwrap_or_default();
-        let result = change(&mut file)?;
-        file.write(&folder).with_context(|| format!("write {}", path(data_dir).display()))?;
-        Ok(result)
+        locked(data_dir, |folder| {
+            let mut file = Self::read(&path(data_dir))?.unwrap_or_default();
+            let result = change(&mut file)?;
+            put(folder, NAME, &serde_json::to_vec_pretty(&file)?)
+                .with_context(|| format!("write {}", path(data_dir).display()))?;
+            Ok(result)
+        })
     }
+}
 
-    /// The server's group, which the folder has, may read it.
-    fn write(&self, folder: &Path) -> io::Result<()> {
-        let aside = folder.join("keys.json.new");
-        let _ = fs::remove_file(&aside);
-        let mut file = File::options().create_new(true).write(true).mode(0o640).open(&aside)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        if nix::unistd::geteuid().is_root() {
-            std::os::unix::fs::fchown(&file, None, Some(fs::metadata(folder)?.gid()))?;
-        }
-        file.sync_all()?;
-        fs::rename(&aside, folder.join("keys.json"))?;
-        File::open(folder)?.sync_all()
+/// By what a file is known to be another one.
+pub(super) type Seen = (u64, i64, i64, u64);
+
+pub(super) fn seen(path: &Path) -> Option<Seen> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
+}
+
+/// `None` where there is no file.
+pub(super) fn read_small(path: &Path, bytes_max: u64) -> anyhow::Result<Option<Vec<u8>>> {
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata.with_context(|| format!("read {}", path.display()))?,
+    };
+    ensure!(metadata.len() <= bytes_max, "{} is too large to be one of ours", path.display());
+    fs::read(path).map(Some).with_context(|| format!("read {}", path.display()))
+}
+
+/// Does something with the folder of a data directory; others who want to wait until it is done.
+pub(super) fn locked<T>(data_dir: &Path, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let folder = folder(data_dir);
+    let make = || fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir);
+    make().with_context(|| format!("make {}", data_dir.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(&folder)
+        .with_context(|| format!("make {}", folder.display()))?;
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join("lock"));
+    let lock = lock.with_context(|| format!("lock {}", folder.display()))?;
+    let _held = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("lock {}", folder.display()))?;
+    work(&folder)
+}
+
+/// Writes a file whole or not at all. The server's group, which the folder has, may read it.
+pub(super) fn put(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let aside = folder.join(format!("{name}.new"));
+    let _ = fs::remove_file(&aside);
+    let mut file = File::options().create_new(true).write(true).mode(0o640).open(&aside)?;
+    file.write_all(bytes)?;
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::fchown(&file, None, Some(fs::metadata(folder)?.gid()))?;
     }
+    file.sync_all()?;
+    fs::rename(&aside, folder.join(name))?;
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

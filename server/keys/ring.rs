@@ -2,7 +2,6 @@
 //! does not heed, and a server that had keys never opens again by itself.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -10,8 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use run::{Principal, PrincipalName};
 
+use super::file::{Seen, seen};
 use super::secret::Hash;
-use super::{KeyFile, KeyRecord, Ledger, Secret};
+use super::{KeyFile, KeyRecord, Ledger, LoginBook, Secret};
 use crate::http::auth::{Authenticator, Caller, Refused};
 
 /// How often the file is looked at: a `stat`.
@@ -38,9 +38,6 @@ struct Held {
     caller: Caller,
 }
 
-/// By what a file is known to be another one.
-type Seen = (u64, i64, i64, u64);
-
 impl KeyRing {
     /// Reads the keys; a file that can't be read is a reason not to start.
     pub fn open(data_dir: &std::path::Path, ledger: Arc<Ledger>) -> anyhow::Result<Self> {
@@ -49,13 +46,8 @@ impl KeyRing {
         Ok(ring)
     }
 
-    fn seen(&self) -> Option<Seen> {
-        let metadata = std::fs::metadata(&self.path).ok()?;
-        Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
-    }
-
     fn read(&self) -> anyhow::Result<()> {
-        let seen = self.seen();
+        let seen = seen(&self.path);
         let Some(file) = KeyFile::read(&self.path)? else { return Ok(()) };
         let held = |record: KeyRecord| {
             let hash = Hash::parse(&record.hash).unwrap_or_else(Hash::nobody);
@@ -73,7 +65,7 @@ impl KeyRing {
     /// Whether the file is not the one that was read last.
     fn is_stale(&self) -> bool {
         let before = self.held().as_ref().and_then(|keys| keys.seen);
-        self.seen() != before
+        seen(&self.path) != before
     }
 
     fn held(&self) -> std::sync::RwLockReadGuard<'_, Option<Keys>> {
@@ -88,7 +80,7 @@ impl KeyRing {
             );
         }
         if let Some(keys) = self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner).as_mut() {
-            let seen = self.seen();
+            let seen = seen(&self.path);
             if seen.is_none() && keys.seen.is_some() {
                 tracing::error!("the file with the keys is gone; those from before stay in force");
             }
@@ -96,8 +88,8 @@ impl KeyRing {
         }
     }
 
-    /// Looks at the file whenever it changes and whenever it is told to. Never ends.
-    pub async fn watch(&self) -> std::io::Result<()> {
+    /// Looks at the file, and at the one beside it, whenever they change and whenever it is told to. Never ends.
+    pub async fn watch(&self, logins: &LoginBook) -> std::io::Result<()> {
         let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -106,6 +98,7 @@ impl KeyRing {
                 _ = told.recv() => self.refresh(),
                 _ = tick.tick() => if self.is_stale() { self.refresh() },
             }
+            logins.look();
         }
     }
 }

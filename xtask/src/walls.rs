@@ -52,6 +52,8 @@ const REMOVALS: &[(&str, &str, &str)] = &[
     ("https+public_addresses+public_names", "pull", "redirects"),
     ("public_addresses", "image", "registries_that_nobody"),
     ("token_stays_home", "pull", "redirects_go"),
+    ("proved_access", "principals", "access_is_proved"),
+    ("shown_layers", "principals", "a_layer_is_for"),
     ("https+public_addresses+public_names+own_token_server", "pull", "a_token_server_elsewhere"),
     ("links", "layer", "breakouts"),
     ("links+jail_root", "image", "evil_layers"),
@@ -141,6 +143,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("limits", "sandglass"),
     ("isolation", "sandglass"),
     ("image", "sandglass"),
+    ("principals", "sandglass"),
     ("pull", "sandglass-image"),
     ("layer", "sandglass-unpack"),
 ];

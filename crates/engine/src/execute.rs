@@ -167,7 +167,7 @@ pub async fn execute(
     let lease = match context.over.base {
         Some(base) => Ok(base.lease.clone()),
         None => tokio::select! {
-            lease = context.images.acquire(&spec.image, spec.pull) => lease,
+            lease = context.images.acquire(&spec.principal.name, &spec.image, spec.pull) => lease,
             () = cancel.cancelled() => return Executed::cancelled(),
         },
     };

@@ -13,8 +13,8 @@ use futures_util::future::BoxFuture;
 use image::{ImageConfig, ImageError, Lease, Rootfs};
 use jiff::Timestamp;
 use run::{
-    Command, Exit, KilledFor, OnOutputLimit, Outcome, Pull, RunId, RunSpec, RunState, SetupFailure, Stream,
-    Usage,
+    Command, Exit, KilledFor, OnOutputLimit, Outcome, PrincipalName, Pull, RunId, RunSpec, RunState,
+    SetupFailure, Stream, Usage,
 };
 use sandbox::protocol::{Event, Finished};
 use tokio::io::AsyncWriteExt;
@@ -24,7 +24,12 @@ use tokio::sync::{Notify, mpsc};
 struct AnyImage;
 
 impl Images for AnyImage {
-    fn acquire<'a>(&'a self, reference: &'a str, _: Pull) -> BoxFuture<'a, Result<Lease, ImageError>> {
+    fn acquire<'a>(
+        &'a self,
+        _: &'a PrincipalName,
+        reference: &'a str,
+        _: Pull,
+    ) -> BoxFuture<'a, Result<Lease, ImageError>> {
         Box::pin(async move {
             if reference == "missing" {
                 return Err(ImageError::NotFound { reference: reference.into() });

@@ -35,7 +35,7 @@ impl Budget {
 
 /// One image, as far as collecting looks at it.
 struct Candidate<'a> {
-    reference: &'a str,
+    key: &'a str,
     last_used_at: Timestamp,
     layers: &'a [String],
 }
@@ -61,7 +61,7 @@ fn victims<'a>(
                 freed += weight(layer);
             }
         }
-        victims.push(image.reference);
+        victims.push(image.key);
     }
     victims
 }
@@ -71,11 +71,12 @@ impl State {
         if surplus == 0 {
             return Vec::new();
         }
-        let may_go = self.images.values().filter(|image| {
-            !image.pinned && !is_pinned(&image.reference) && !self.leased.contains_key(&image.reference)
-        });
-        let candidates = may_go.map(|image| Candidate {
-            reference: &image.reference,
+        let may_go = self
+            .images
+            .iter()
+            .filter(|(key, image)| !image.pinned && !is_pinned(key) && !self.leased.contains_key(*key));
+        let candidates = may_go.map(|(key, image)| Candidate {
+            key,
             last_used_at: image.last_used_at,
             layers: &image.layers,
         });
@@ -99,36 +100,36 @@ impl Shelf {
             let state = self.lock();
             let free = free.map(|free| free.saturating_add(state.deleting_bytes));
             let (surplus, reason) = self.budget.surplus(state.weight(), incoming, free);
-            (state.victims(surplus, |reference| self.pinned.contains(reference)), reason)
+            (state.victims(surplus, |key| self.pinned.contains(key)), reason)
         };
         self.forget(&victims, reason, forgotten)
     }
 
     /// Lets go of everything that nobody needs: for when the disk is full all the same.
     pub(crate) fn collect_all(self: &Arc<Self>, forgotten: impl Fn(Eviction)) -> usize {
-        let victims = self.lock().victims(u64::MAX, |reference| self.pinned.contains(reference));
+        let victims = self.lock().victims(u64::MAX, |key| self.pinned.contains(key));
         self.forget(&victims, Eviction::Disk, forgotten)
     }
 
     fn forget(self: &Arc<Self>, victims: &[String], reason: Eviction, forgotten: impl Fn(Eviction)) -> usize {
         let mut gone = 0;
-        for reference in victims {
-            match self.remove_unused(reference) {
+        for key in victims {
+            match self.remove_unused(key) {
                 Ok(true) => {
-                    tracing::info!(image = reference, reason = reason.as_str(), "collected an image");
+                    tracing::info!(image = key, reason = reason.as_str(), "collected an image");
                     forgotten(reason);
                     gone += 1;
                 }
                 Ok(false) => {}
-                Err(error) => log_failed(reference, &error),
+                Err(error) => log_failed(key, &error),
             }
         }
         gone
     }
 }
 
-fn log_failed(reference: &str, error: &ImageError) {
-    tracing::warn!(image = reference, error = ?error, "an image could not be collected");
+fn log_failed(key: &str, error: &ImageError) {
+    tracing::warn!(image = key, error = ?error, "an image could not be collected");
 }
 
 #[cfg(test)]
@@ -160,11 +161,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).unwrap();
         let pick = |surplus| {
             let images = [("new", &new, 3), ("old", &old, 1), ("middle", &middle, 2)];
-            let images = images.map(|(reference, layers, used)| Candidate {
-                reference,
-                last_used_at: at(used),
-                layers,
-            });
+            let images = images.map(|(key, layers, used)| Candidate { key, last_used_at: at(used), layers });
             let named = HashMap::from([("base", 2), ("old", 1), ("middle", 1), ("new", 1)]);
             let weight = |layer: &str| if layer == "base" { 100 } else { 10 };
             victims(images.into(), named, weight, surplus)

@@ -1,11 +1,12 @@
 //! Which registries may be asked and how much an image may be.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Budget, Mirror};
+use crate::{Budget, Logins, Mirror, NoLogins};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,6 +22,10 @@ pub struct Config {
     pub mirrors: Vec<Mirror>,
     /// The folder with `config.json` of `docker login`; without it every pull is anonymous.
     pub docker_config: Option<PathBuf>,
+    /// The logins that principals have of their own.
+    pub logins: Arc<dyn Logins>,
+    /// How long a registry's word holds that a principal may have an image.
+    pub access_life: Duration,
     /// Whether `host` is an image.
     pub host_image: bool,
     pub platform: Platform,
@@ -51,6 +56,8 @@ impl Config {
             allowed_registries: None,
             mirrors: Vec::new(),
             docker_config: None,
+            logins: Arc::new(NoLogins),
+            access_life: Duration::from_secs(3600),
             host_image: false,
             platform: Platform::default(),
             pull_timeout: Duration::from_secs(600),

@@ -1,10 +1,11 @@
-//! What `docker login` has left behind. Asking may start a helper program, so it happens on a thread
-//! of its own and not for long.
+//! How to log in to a registry: what `docker login` has left behind for the server, or what the operator has
+//! given one principal. Asking the former may start a helper program, so that happens on a thread of its own
+//! and not for long.
 
 use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
@@ -12,7 +13,7 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Credential {
+pub enum Credential {
     Password {
         user: String,
         password: String,
@@ -27,9 +28,27 @@ impl fmt::Debug for Credential {
     }
 }
 
+/// Where a registry's credential comes from.
+#[derive(Debug)]
+pub(crate) enum Keeper {
+    /// The folder with `config.json` of `docker login`; without it every pull is anonymous.
+    Docker(Option<PathBuf>),
+    /// One principal's own, for one registry and for no other host.
+    Own { registry: String, credential: Credential },
+}
+
+impl Keeper {
+    pub(crate) async fn find(&self, wanted: &str) -> Option<Credential> {
+        match self {
+            Self::Docker(folder) => find(folder.as_deref(), wanted).await,
+            Self::Own { registry, credential } => (registry == wanted).then(|| credential.clone()),
+        }
+    }
+}
+
 /// The credential for a registry, if `docker login` knows one. A broken helper is logged, and the
 /// registry asked without: it may not mind.
-pub(crate) async fn find(folder: Option<&Path>, registry: &str) -> Option<Credential> {
+async fn find(folder: Option<&Path>, registry: &str) -> Option<Credential> {
     let folder = folder?.to_owned();
     let names = match registry {
         "docker.io" => vec!["https://index.docker.io/v1/".to_owned(), "docker.io".into()],

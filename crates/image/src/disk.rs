@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use run::PrincipalName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use unpack::DirMeta;
 
+use crate::view::ShownTo;
 use crate::{ImageConfig, ImageError, digest};
 
 const VERSION: &str = "1";
@@ -20,6 +22,9 @@ const VERSION: &str = "1";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub(crate) reference: String,
+    /// Whose alone it is; absent: everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<PrincipalName>,
     /// Of what the name led to: an index, or a manifest.
     pub(crate) digest: String,
     pub(crate) manifest_digest: String,
@@ -45,6 +50,18 @@ pub(crate) struct ImageRecord {
     pub(crate) saved_at: Option<Timestamp>,
 }
 
+impl ImageRecord {
+    pub(crate) fn key(&self) -> String {
+        key(&self.reference, self.owner.as_ref())
+    }
+}
+
+/// What an image is kept under: the same name may mean one thing to everybody and another to one principal.
+/// No reference has a space in it.
+pub(crate) fn key(reference: &str, owner: Option<&PrincipalName>) -> String {
+    owner.map_or_else(|| reference.to_owned(), |owner| format!("{reference} of {owner}"))
+}
+
 /// What is known of one layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LayerRecord {
@@ -63,6 +80,9 @@ pub(crate) struct KeptLayer {
     pub(crate) root_opaque: bool,
     pub(crate) implicit_dirs: Vec<String>,
     pub(crate) special_dirs: Vec<DirMeta>,
+    /// Who has shown that it could have the layer.
+    #[serde(default)]
+    pub(crate) shown_to: ShownTo,
 }
 
 impl KeptLayer {
@@ -117,13 +137,12 @@ impl Disk {
     }
 
     pub(crate) fn write_image(&self, record: &ImageRecord) -> Result<(), ImageError> {
-        write(&self.images, &image_file(&record.reference), record)
+        write(&self.images, &image_file(&record.key()), record)
             .map_err(|error| broken(&format!("record image {}", record.reference), error))
     }
 
-    pub(crate) fn remove_image(&self, reference: &str) -> Result<(), ImageError> {
-        remove(&self.images, &image_file(reference))
-            .map_err(|error| broken(&format!("forget image {reference}"), error))
+    pub(crate) fn remove_image(&self, key: &str) -> Result<(), ImageError> {
+        remove(&self.images, &image_file(key)).map_err(|error| broken(&format!("forget image {key}"), error))
     }
 
     pub(crate) fn write_layer(&self, record: &LayerRecord) -> Result<(), ImageError> {
@@ -138,8 +157,8 @@ impl Disk {
 }
 
 /// References have slashes; their hashes don't.
-fn image_file(reference: &str) -> String {
-    format!("{}.json", digest::hex_of(&digest::sha256(reference.as_bytes())).unwrap_or_default())
+fn image_file(key: &str) -> String {
+    format!("{}.json", digest::hex_of(&digest::sha256(key.as_bytes())).unwrap_or_default())
 }
 
 fn check_version(dir: &Path) -> io::Result<()> {

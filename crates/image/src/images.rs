@@ -4,19 +4,19 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use run::Pull;
+use run::{PrincipalName, Pull};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::board::Board;
-use crate::disk::{Disk, ImageRecord};
+use crate::disk::{Disk, ImageRecord, key};
 use crate::flight::Flights;
 use crate::lease::Guard;
 use crate::pull::{Pulled, Puller, off_thread};
 use crate::reference::Reference;
 use crate::shelf::{Shelf, Taken};
+use crate::view::{Accounts, Asker, View};
 use crate::{
-    Archive, Config, Eviction, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress,
-    PullResult, Rootfs,
+    Archive, Config, ImageConfig, ImageError, LayerStore, Lease, Observer, Progress, PullResult, Rootfs,
 };
 
 /// The name of the machine's own programs.
@@ -25,14 +25,17 @@ const HOST: &str = "host";
 /// The images of this machine. Cloning it is cheap; all clones are the same store.
 #[derive(Clone)]
 pub struct Images {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     puller: Arc<Puller>,
-    shelf: Arc<Shelf>,
-    observer: Arc<dyn Observer>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) observer: Arc<dyn Observer>,
     pulls: Flights<Result<Pulled, ImageError>, Arc<Board>>,
+    /// Registries being asked whether somebody may still have what it has.
+    proofs: Flights<Result<bool, ImageError>>,
+    pub(crate) accounts: Accounts,
 }
 
 impl std::fmt::Debug for Images {
@@ -50,9 +53,10 @@ impl Images {
     ) -> Result<Self, ImageError> {
         let pinned = config.pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string()));
         let shelf = Shelf::open(Disk::open(&config.dir)?, store, config.budget, pinned.collect())?;
-        let pulls = Flights::new(config.grace);
+        let (pulls, proofs) = (Flights::new(config.grace), Flights::new(Duration::ZERO));
+        let accounts = Accounts::new(Arc::clone(&config.logins));
         let puller = Arc::new(Puller::new(config, Arc::clone(&shelf), Arc::clone(&observer)));
-        Ok(Self { inner: Arc::new(Inner { puller, shelf, observer, pulls }) })
+        Ok(Self { inner: Arc::new(Inner { puller, shelf, observer, pulls, proofs, accounts }) })
     }
 
     /// Whether the text is a reference at all; asks nobody.
@@ -65,14 +69,25 @@ impl Images {
         if reference == HOST { Ok(HOST.into()) } else { Ok(Reference::parse(reference)?.to_string()) }
     }
 
-    /// The image, pulled if need be and `pull` allows it. Dropping the future leaves the pull to
-    /// the others who wait for it; the last one to leave ends it, after a grace.
+    /// Everybody's image of that name, pulled if need be and `pull` allows it. Dropping the future leaves the
+    /// pull to the others who wait for it; the last one to leave ends it, after a grace.
     pub async fn acquire(&self, reference: &str, pull: Pull) -> Result<Lease, ImageError> {
-        self.acquire_with_progress(reference, pull, &mut |_| {}).await
+        self.acquire_with_progress(None, reference, pull, &mut |_| {}).await
+    }
+
+    /// The same for a principal: what the name means to it.
+    pub async fn acquire_for(
+        &self,
+        principal: &PrincipalName,
+        reference: &str,
+        pull: Pull,
+    ) -> Result<Lease, ImageError> {
+        self.acquire_with_progress(Some(principal), reference, pull, &mut |_| {}).await
     }
 
     pub async fn acquire_with_progress(
         &self,
+        principal: Option<&PrincipalName>,
         reference: &str,
         pull: Pull,
         on: &mut (dyn FnMut(Progress) + Send),
@@ -81,19 +96,20 @@ impl Images {
             return self.host();
         }
         let image = Reference::parse(reference)?;
+        let asker = self.asker(principal, &image);
         let name = image.to_string();
         // What came as a file has no registry that could be asked.
         if let Err(refused) = self.inner.puller.check(&image)
-            && !self.inner.shelf.was_loaded(&name)
+            && !asker.names(&name).iter().any(|key| self.inner.shelf.was_loaded(key))
         {
             return Err(refused);
         }
         // A digest never comes to mean anything else, so there is nothing to ask.
         let may_use = pull != Pull::Always || image.digest.is_some();
-        if may_use && let Some(Taken { record, hold }) = self.take(&image, &name).await? {
+        if may_use && let Some(Taken { record, hold }) = self.take(&asker, &image, &name).await? {
             self.inner.observer.cache_hit();
             if pull == Pull::Missing {
-                self.refresh(&image, &record);
+                self.refresh(&asker, &image, &record);
             }
             on(Progress::Ready { digest: record.digest.clone() });
             return Ok(lease(&record, Arc::new(hold)));
@@ -102,7 +118,7 @@ impl Images {
             return Err(ImageError::NotPresent { reference: name });
         }
         self.inner.observer.cache_miss();
-        let pulled = self.pull(&image, name, on).await?;
+        let pulled = self.pull(&asker, &image, name, on).await?;
         let (record, hold) = &*pulled;
         Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>).fetched())
     }
@@ -111,6 +127,17 @@ impl Images {
     /// that name; or all, under their own.
     pub async fn load(
         &self,
+        archive: Archive,
+        name: Option<&str>,
+        on: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Vec<Lease>, ImageError> {
+        self.load_for(None, archive, name, on).await
+    }
+
+    /// The same for one principal alone.
+    pub async fn load_for(
+        &self,
+        owner: Option<&PrincipalName>,
         archive: Archive,
         name: Option<&str>,
         on: &mut (dyn FnMut(Progress) + Send),
@@ -125,7 +152,8 @@ impl Images {
         }
         let board = Arc::new(Board::default());
         let (_, mut events) = board.read();
-        let mut loading = std::pin::pin!(self.inner.puller.load(archive, name, Arc::clone(&board)));
+        let mut loading =
+            std::pin::pin!(self.inner.puller.load(archive, name, owner.cloned(), Arc::clone(&board)));
         let loaded = loop {
             tokio::select! {
                 biased;
@@ -155,37 +183,6 @@ impl Images {
         crate::load::receive(&self.inner.puller)
     }
 
-    /// Every image, the most recently used first.
-    pub fn list(&self) -> Vec<ImageInfo> {
-        self.inner.shelf.list()
-    }
-
-    pub fn get(&self, reference: &str) -> Result<ImageInfo, ImageError> {
-        let name = Reference::parse(reference)?.to_string();
-        self.inner.shelf.info(&name).ok_or(ImageError::NotPresent { reference: name })
-    }
-
-    /// Forgets the image. Layers that another image or a lease needs stay until those are gone too.
-    pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        let name = Reference::parse(reference)?.to_string();
-        let (shelf, removed) = (Arc::clone(&self.inner.shelf), name.clone());
-        if !off_thread(move || shelf.remove(&removed)).await? {
-            return Err(ImageError::NotPresent { reference: name });
-        }
-        self.inner.observer.image_removed(Eviction::Request);
-        Ok(())
-    }
-
-    /// Marks an image as one that is never collected, or as any other again.
-    pub async fn pin(&self, reference: &str, pinned: bool) -> Result<(), ImageError> {
-        let name = Reference::parse(reference)?.to_string();
-        let (shelf, marked) = (Arc::clone(&self.inner.shelf), name.clone());
-        match off_thread(move || shelf.pin(&marked, pinned)).await? {
-            true => Ok(()),
-            false => Err(ImageError::NotPresent { reference: name }),
-        }
-    }
-
     /// Above how many bytes images are collected.
     pub fn limit_bytes(&self) -> u64 {
         self.inner.shelf.budget.high_bytes
@@ -199,6 +196,7 @@ impl Images {
     /// Ends every pull and waits until none is left.
     pub async fn close(&self) {
         self.inner.pulls.stop();
+        self.inner.proofs.stop();
         self.inner.puller.stop();
         while self.inner.pulls.count() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -212,30 +210,84 @@ impl Images {
         let _ = saved.await;
     }
 
-    /// An image that is here, by its name or by its digest under another name.
-    async fn take(&self, image: &Reference, name: &str) -> Result<Option<Taken>, ImageError> {
-        let shelf = &self.inner.shelf;
-        if let Some(taken) = shelf.take(name) {
+    fn asker(&self, principal: Option<&PrincipalName>, image: &Reference) -> Asker {
+        let of = |name| self.inner.accounts.of(name, &image.registry, &self.inner.puller.registries);
+        Asker { name: principal.cloned(), account: principal.and_then(of) }
+    }
+
+    /// An image that is here and that the asker may have: of its own, or else everybody's.
+    async fn take(&self, asker: &Asker, image: &Reference, name: &str) -> Result<Option<Taken>, ImageError> {
+        if let Some(owner) = &asker.name
+            && let Some(own) = self.take_of(Some(owner), image, name).await?
+            && self.may_have(asker, image, &own.record).await?
+        {
+            return Ok(Some(own));
+        }
+        self.take_of(None, image, name).await
+    }
+
+    /// By its name, or by its digest under another name.
+    async fn take_of(
+        &self,
+        owner: Option<&PrincipalName>,
+        image: &Reference,
+        name: &str,
+    ) -> Result<Option<Taken>, ImageError> {
+        let (shelf, key) = (&self.inner.shelf, key(name, owner));
+        if let Some(taken) = shelf.take(&key) {
             return Ok(Some(taken));
         }
         let Some(digest) = &image.digest else { return Ok(None) };
         let repository = format!("{}/{}", image.registry, image.repository);
-        let Some(known) = shelf.with_digest(&repository, digest) else { return Ok(None) };
+        let Some(known) = shelf.with_digest(&repository, digest, owner) else { return Ok(None) };
         let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
         let _hold = self.inner.puller.keep(&named).await?;
-        Ok(shelf.take(name))
+        Ok(shelf.take(&key))
+    }
+
+    /// Whether the asker may still have what is its own. A registry's word is asked for once in a while, by one
+    /// request for all who ask at the same time.
+    async fn may_have(
+        &self,
+        asker: &Asker,
+        image: &Reference,
+        record: &ImageRecord,
+    ) -> Result<bool, ImageError> {
+        // What came as a file was brought by the asker itself.
+        if record.resolved_at.is_none() || !walls::stands("proved_access") {
+            return Ok(true);
+        }
+        let Some(account) = &asker.account else { return Ok(false) };
+        let key = record.key();
+        if account.has_proved(&key) {
+            return Ok(true);
+        }
+        let mut seat = self.inner.proofs.join(&format!("{key}#{}", account.id), |()| {
+            let (puller, image) = (Arc::clone(&self.inner.puller), image.clone());
+            let (view, digest) = (account.view.clone(), record.digest.clone());
+            async move { puller.asks_for(image, view, &digest).await }
+        });
+        let answer = seat.result().await;
+        let proved = answer.unwrap_or(Err(ImageError::Cancelled { reference: record.reference.clone() }))?;
+        if proved {
+            account.prove(key, self.inner.puller.config.access_life);
+        }
+        Ok(proved)
     }
 
     /// Where tags are believed for a while only, has the registry asked once that is over. Nobody waits
     /// for the answer: it is for those who come next.
-    fn refresh(&self, image: &Reference, record: &ImageRecord) {
+    fn refresh(&self, asker: &Asker, image: &Reference, record: &ImageRecord) {
         let Some(life) = self.inner.puller.config.tag_life else { return };
-        if image.digest.is_some() || !self.inner.shelf.is_due(&record.reference, life) {
+        if image.digest.is_some() || !self.inner.shelf.is_due(&record.key(), life) {
             return;
         }
         let (images, image, name) = (self.clone(), image.clone(), record.reference.clone());
+        // Everybody's is asked about with nobody's login, whoever has noticed that it is due.
+        let account = asker.account.clone().filter(|_| record.owner.is_some());
+        let asker = Asker { name: record.owner.clone(), account };
         tokio::spawn(async move {
-            if let Err(error) = images.pull(&image, name, &mut |_| {}).await {
+            if let Err(error) = images.pull(&asker, &image, name, &mut |_| {}).await {
                 tracing::warn!(%image, %error, "a tag could not be asked about; what is here is used");
             }
         });
@@ -243,11 +295,19 @@ impl Images {
 
     async fn pull(
         &self,
+        asker: &Asker,
         image: &Reference,
         name: String,
         on: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Pulled, ImageError> {
-        let mut seat = self.inner.pulls.join(&name, |board| watched(&self.inner, image.clone(), board));
+        let view = asker.account.as_ref().map_or_else(
+            || View { owner: None, registries: Arc::clone(&self.inner.puller.registries) },
+            |account| account.view.clone(),
+        );
+        let id = asker.account.as_ref().map(|account| format!("#{}", account.id)).unwrap_or_default();
+        let flight = format!("{}{id}", view.key(&name));
+        let mut seat =
+            self.inner.pulls.join(&flight, |board| watched(&self.inner, image.clone(), view, board));
         if !seat.leads {
             self.inner.observer.pull_coalesced();
         }
@@ -267,7 +327,11 @@ impl Images {
         while let Ok(event) = events.try_recv() {
             on(event);
         }
-        result.unwrap_or(Err(ImageError::Cancelled { reference: name }))
+        let pulled = result.unwrap_or(Err(ImageError::Cancelled { reference: name }))?;
+        if let Some(account) = &asker.account {
+            account.prove(pulled.0.key(), self.inner.puller.config.access_life);
+        }
+        Ok(pulled)
     }
 
     fn host(&self) -> Result<Lease, ImageError> {
@@ -284,14 +348,16 @@ impl Images {
 
 fn lease(record: &ImageRecord, guard: Arc<dyn Guard>) -> Lease {
     let rootfs = Rootfs::Layers(record.layers.clone());
-    Lease::unguarded(&record.reference, Some(record.digest.clone()), rootfs, record.config.clone())
-        .guarded_by(guard)
+    let lease =
+        Lease::unguarded(&record.reference, Some(record.digest.clone()), rootfs, record.config.clone());
+    lease.owned_by(record.owner.clone()).guarded_by(guard)
 }
 
 /// A pull that is counted however it ends.
 fn watched(
     inner: &Inner,
     image: Reference,
+    view: View,
     board: Arc<Board>,
 ) -> impl Future<Output = Result<Pulled, ImageError>> + Send + use<> {
     let puller = Arc::clone(&inner.puller);
@@ -302,7 +368,7 @@ fn watched(
     };
     async move {
         counted.observer.pull_started();
-        let result = puller.pull(image, board).await;
+        let result = puller.pull(image, view, board).await;
         counted.is(&result);
         result
     }

@@ -16,8 +16,9 @@ use crate::disk::{KeptLayer, broken};
 use crate::download::Download;
 use crate::manifest::Blob;
 use crate::pull::{Pull, off_thread};
+use crate::view::ShownTo;
 use crate::waits::Waits;
-use crate::{ImageError, LayerState, Unpacked, Unpacking, WaitsFor};
+use crate::{Commit, ImageError, LayerState, Unpacked, Unpacking, WaitsFor};
 
 /// How many bytes lie between two words about a download.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -97,28 +98,31 @@ impl Pull {
 
     /// A layer, from here or from wherever it is. The caller holds it.
     pub(crate) async fn fetch(&self, layer: Wanted) -> Result<KeptLayer, ImageError> {
+        let owner = self.view.owner.as_ref();
+        let mut brought = false;
         loop {
-            if let Some(kept) = self.puller.shelf.layer(&layer.name).await {
-                self.board.layer(layer.at, LayerState::Shared);
-                return Ok(kept);
-            }
-            let (pull, name) = (self.clone(), layer.name.clone());
-            let mut seat = self.puller.layers.join(&name, |()| {
+            let here = self.puller.shelf.layer(&layer.name).await;
+            let flight = match here {
+                Some(kept) if kept.shown_to.includes(owner) || !walls::stands("shown_layers") => {
+                    self.board.layer(layer.at, if brought { LayerState::Done } else { LayerState::Shared });
+                    return Ok(kept);
+                }
+                // It was brought, and is gone although it is held.
+                None if brought => return Err(ImageError::Cancelled { reference: self.name() }),
+                Some(_) => self.view.key(&format!("{} shown", layer.name)),
+                None => layer.name.clone(),
+            };
+            let (pull, is_here) = (self.clone(), flight != layer.name);
+            let mut seat = self.puller.layers.join(&flight, |()| {
                 let layer = layer.clone();
-                async move { pull.bring(&layer).await }
+                async move { if is_here { pull.show(&layer).await } else { pull.bring(&layer).await } }
             });
             match seat.result().await {
                 // Another image's registry failed us; ours may not.
                 Some(Err(_)) | None if !seat.leads => {}
                 Some(Err(error)) => return Err(error),
                 None => return Err(ImageError::Cancelled { reference: self.name() }),
-                Some(Ok(())) => {
-                    let kept = self.puller.shelf.layer(&layer.name).await;
-                    let kept = kept.ok_or_else(|| ImageError::Cancelled { reference: self.name() })?;
-                    self.board
-                        .layer(layer.at, if seat.leads { LayerState::Done } else { LayerState::Shared });
-                    return Ok(kept);
-                }
+                Some(Ok(())) => brought = seat.leads,
             }
         }
     }
@@ -130,6 +134,36 @@ impl Pull {
         let begun = Instant::now();
         let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
         off_thread(move || shelf.expect(&name)).await?;
+        let (report, commit) = self.unpack_one(layer).await?;
+        commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
+        let kept = KeptLayer {
+            bytes: report.file_bytes,
+            disk_bytes: report.disk_bytes,
+            entries: report.entries,
+            root_opaque: report.root_opaque,
+            implicit_dirs: report.implicit_dirs,
+            special_dirs: report.special_dirs,
+            shown_to: ShownTo::one(self.view.owner.as_ref()),
+        };
+        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
+        off_thread(move || shelf.keep(&name, kept)).await?;
+        puller.observer.layer_unpacked(begun.elapsed());
+        Ok(())
+    }
+
+    /// A layer that is here for others: whoever has its bytes may have its tree, and a hash is not its bytes. They
+    /// are fetched and unpacked like any other's, and what comes of that is dropped.
+    async fn show(&self, layer: &Wanted) -> Result<(), ImageError> {
+        let _permit = self.puller.downloads.acquire().await.expect("it is never closed");
+        self.unpack_one(layer).await?;
+        let (shelf, name, owner) =
+            (Arc::clone(&self.puller.shelf), layer.name.clone(), self.view.owner.clone());
+        off_thread(move || shelf.show(&name, owner.as_ref())).await
+    }
+
+    /// Nothing is kept before the commit.
+    async fn unpack_one(&self, layer: &Wanted) -> Result<(unpack::Report, Box<dyn Commit>), ImageError> {
+        let puller = &self.puller;
         let limits = unpack::Limits {
             bytes: puller.config.limits.image_bytes,
             entries: puller.config.limits.entries,
@@ -148,19 +182,7 @@ impl Pull {
         if !is_all {
             return Err(self.store("unpack a layer", io::Error::other("the unpacker did not read all of it")));
         }
-        commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
-        let kept = KeptLayer {
-            bytes: report.file_bytes,
-            disk_bytes: report.disk_bytes,
-            entries: report.entries,
-            root_opaque: report.root_opaque,
-            implicit_dirs: report.implicit_dirs,
-            special_dirs: report.special_dirs,
-        };
-        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
-        off_thread(move || shelf.keep(&name, kept)).await?;
-        puller.observer.layer_unpacked(begun.elapsed());
-        Ok(())
+        Ok((report, commit))
     }
 
     /// Hands every byte to the unpacker, and says whether it took them all. One that reads no more
@@ -173,7 +195,7 @@ impl Pull {
             Source::Piece(piece) => return self.feed_piece(piece, unpacking).await,
             Source::Registry(blob) => blob,
         };
-        let mut download = Download::new(&self.puller.registries, &self.image, blob);
+        let mut download = Download::new(&self.view.registries, &self.image, blob);
         let (mut said, mut waits) = (0, Waits::begin());
         self.board.layer(layer.at, waits.state(0, blob.size));
         while let Some(bytes) = download.next().await? {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use run::PrincipalName;
 use serde::{Deserialize, Serialize};
 
 /// An image in use. Dropping it lets the layers be collected.
@@ -14,6 +15,8 @@ pub struct Lease {
     pub reference: String,
     /// Of what the reference led to: an index, or a manifest. Absent for `host`.
     pub digest: Option<String>,
+    /// The principal who alone may use it; absent: it is everybody's.
+    pub owner: Option<PrincipalName>,
     pub rootfs: Rootfs,
     pub config: ImageConfig,
     /// The registry had to be asked, by us or by somebody for whose pull we waited.
@@ -27,11 +30,23 @@ pub(crate) trait Guard: fmt::Debug + Send + Sync {}
 impl Lease {
     /// A lease that guards nothing: for `host`, and for tests of those who use leases.
     pub fn unguarded(reference: &str, digest: Option<String>, rootfs: Rootfs, config: ImageConfig) -> Self {
-        Self { reference: reference.into(), digest, rootfs, config, fetched: false, _guard: None }
+        Self {
+            reference: reference.into(),
+            digest,
+            owner: None,
+            rootfs,
+            config,
+            fetched: false,
+            _guard: None,
+        }
     }
 
     pub(crate) fn fetched(self) -> Self {
         Self { fetched: true, ..self }
+    }
+
+    pub(crate) fn owned_by(self, owner: Option<PrincipalName>) -> Self {
+        Self { owner, ..self }
     }
 
     pub(crate) fn guarded_by(self, guard: Arc<dyn Guard>) -> Self {
@@ -63,6 +78,9 @@ pub struct ImageConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageInfo {
     pub reference: String,
+    /// The principal who alone may use it; absent: it is everybody's.
+    #[serde(rename = "principal")]
+    pub owner: Option<PrincipalName>,
     pub digest: String,
     /// `linux/amd64`.
     pub platform: String,

@@ -11,6 +11,7 @@ mod store;
 
 mod board;
 mod bundle;
+mod catalogue;
 mod collect;
 mod credentials;
 mod digest;
@@ -29,6 +30,7 @@ mod retry;
 mod rules;
 mod shelf;
 mod token;
+mod view;
 mod waits;
 
 /// For the fuzzer only.
@@ -41,6 +43,8 @@ pub fn full_name(reference: &str) -> Option<String> {
     reference::Reference::parse(reference).ok().map(|reference| reference.to_string())
 }
 
+pub use credentials::Credential;
+
 pub use config::{Config, Limits, Platform};
 pub use error::ImageError;
 pub use images::Images;
@@ -49,4 +53,6 @@ pub use load::Archive;
 pub use mirrors::Mirror;
 pub use progress::{Eviction, LayerState, NoObserver, Observer, Progress, PullResult, WaitsFor};
 pub use retry::REASONS as RETRY_REASONS;
+pub use view::{Logins, NoLogins, Whose};
+
 pub use store::{BoxFuture, Commit, Deleting, LayerStore, Unpacked, Unpacking};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci_client::manifest::ImageIndexEntry;
+use run::PrincipalName;
 use serde::Deserialize;
 
 use crate::board::Board;
@@ -16,6 +17,7 @@ use crate::layers::Source;
 use crate::manifest::{self, Blob, Document};
 use crate::pull::{Found, Pull, Pulled, Puller, off_thread};
 use crate::reference::Reference;
+use crate::view::View;
 use crate::{ImageError, Platform};
 
 /// An image that is read from somewhere else than a registry.
@@ -62,13 +64,15 @@ impl Puller {
         self: &Arc<Self>,
         archive: Archive,
         wanted: Option<Reference>,
+        owner: Option<PrincipalName>,
         board: Arc<Board>,
     ) -> Result<Vec<Pulled>, ImageError> {
         let (puller, name) = (Arc::clone(self), wanted.clone());
         let found = off_thread(move || puller.look_into(archive, name)).await?;
         let mut loaded = Vec::new();
         for (image, loadable) in found {
-            let pull = Pull { puller: Arc::clone(self), image, board: Arc::clone(&board) };
+            let view = View { owner: owner.clone(), registries: Arc::clone(&self.registries) };
+            let pull = Pull { puller: Arc::clone(self), image, view, board: Arc::clone(&board) };
             loaded.push(pull.load(loadable).await?);
         }
         Ok(loaded)

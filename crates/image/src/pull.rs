@@ -21,6 +21,7 @@ use crate::reference::Reference;
 use crate::registry::{Ask, Registries};
 use crate::retry::Failure;
 use crate::shelf::{Hold, Shelf, Taken};
+use crate::view::View;
 use crate::{Config, ImageError, Observer, Progress};
 
 /// An index may lead to an index, and that one to an image.
@@ -30,7 +31,8 @@ const HEADER_DIGEST: &str = "docker-content-digest";
 pub(crate) struct Puller {
     pub(crate) config: Config,
     pub(crate) shelf: Arc<Shelf>,
-    pub(crate) registries: Registries,
+    /// As everybody sees them.
+    pub(crate) registries: Arc<Registries>,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) layers: Flights<Result<(), ImageError>>,
     pub(crate) downloads: Semaphore,
@@ -54,12 +56,13 @@ pub(crate) struct Found {
 pub(crate) struct Pull {
     pub(crate) puller: Arc<Puller>,
     pub(crate) image: Reference,
+    pub(crate) view: View,
     pub(crate) board: Arc<Board>,
 }
 
 impl Puller {
     pub(crate) fn new(config: Config, shelf: Arc<Shelf>, observer: Arc<dyn Observer>) -> Self {
-        let registries = Registries::new(&config, Arc::clone(&observer));
+        let registries = Arc::new(Registries::new(&config, Arc::clone(&observer)));
         // Who gives up a pull has waited long enough already.
         let layers = Flights::new(std::time::Duration::ZERO);
         let downloads = Semaphore::new(config.parallel_downloads.max(1));
@@ -78,13 +81,35 @@ impl Puller {
     pub(crate) async fn pull(
         self: Arc<Self>,
         image: Reference,
+        view: View,
         board: Arc<Board>,
     ) -> Result<Pulled, ImageError> {
         let limit = self.config.pull_timeout;
-        let pull = Pull { puller: self, image, board };
+        let pull = Pull { puller: self, image, view, board };
         match tokio::time::timeout(limit, pull.run_with_room()).await {
             Ok(result) => result,
             Err(_) => Err(ImageError::Timeout { reference: pull.image.to_string(), limit }),
+        }
+    }
+
+    /// Whether the registry still lets an account have what it was given once.
+    pub(crate) async fn asks_for(
+        self: &Arc<Self>,
+        image: Reference,
+        view: View,
+        digest: &str,
+    ) -> Result<bool, ImageError> {
+        let pull = Pull { puller: Arc::clone(self), image, view, board: Arc::default() };
+        let asked = pull.head(digest).await.map(drop);
+        let asked = match asked {
+            // Not every registry knows HEAD.
+            Err(ImageError::Registry { .. }) => pull.document(digest).await.map(drop),
+            asked => asked,
+        };
+        match asked {
+            Ok(()) => Ok(true),
+            Err(ImageError::NotFound { .. } | ImageError::Unauthorized { .. }) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -130,16 +155,16 @@ impl Pull {
     async fn run(&self) -> Result<Pulled, ImageError> {
         let shelf = &self.puller.shelf;
         self.board.say(Progress::Resolving { reference: self.name() });
-        let known = shelf.image(&self.name());
+        let known = shelf.image(&self.key());
         let resolved = match &known {
             Some(_) => self.resolve().await?,
             None => None,
         };
         // Held before it is looked at again, so that it can't go meanwhile.
         if known.is_some_and(|known| resolved.as_ref() == Some(&known.digest))
-            && let Some(Taken { record, hold }) = shelf.take(&self.name())
+            && let Some(Taken { record, hold }) = shelf.take(&self.key())
         {
-            shelf.confirm(&record.reference);
+            shelf.confirm(&record.key());
             return Ok(self.ready(record, hold));
         }
         let (top, manifest_digest, manifest) = self.manifest(resolved).await?;
@@ -180,6 +205,7 @@ impl Pull {
         let now = Timestamp::now();
         let record = ImageRecord {
             reference: self.name(),
+            owner: self.view.owner.clone(),
             digest,
             manifest_digest,
             platform: self.puller.config.platform.to_string(),
@@ -208,15 +234,18 @@ impl Pull {
         if let Some(digest) = &self.image.digest {
             return Ok(Some(digest.clone()));
         }
-        let ask = self.ask(Method::HEAD, self.image.wanted());
-        let registries = &self.puller.registries;
-        let response = registries.retrying(&self.image.registry, || registries.send(&ask)).await;
-        match response {
+        match self.head(self.image.wanted()).await {
             Ok(response) => Ok(header(&response, HEADER_DIGEST).filter(|digest| digest::is_digest(digest))),
             // Not every registry knows HEAD; what is wrong besides that, GET will tell.
             Err(ImageError::Registry { .. } | ImageError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn head(&self, wanted: &str) -> Result<reqwest::Response, ImageError> {
+        let ask = self.ask(Method::HEAD, wanted);
+        let registries = &self.view.registries;
+        registries.retrying(&self.image.registry, || registries.send(&ask)).await
     }
 
     /// The manifest for this machine, its digest, and the digest of what led there.
@@ -245,7 +274,7 @@ impl Pull {
     }
 
     async fn document(&self, wanted: &str) -> Result<(String, Document), ImageError> {
-        let registries = &self.puller.registries;
+        let registries = &self.view.registries;
         let ask = self.ask(Method::GET, wanted);
         let (said, kind, body) =
             registries.retrying(&self.image.registry, || self.get_document(&ask)).await?;
@@ -269,9 +298,9 @@ impl Pull {
         ask: &Ask<'_>,
     ) -> Result<(Option<String>, Option<String>, Vec<u8>), Failure> {
         let limit = self.puller.config.limits.manifest_bytes;
-        let response = self.puller.registries.send(ask).await?;
+        let response = self.view.registries.send(ask).await?;
         let (said, kind) = (header(&response, HEADER_DIGEST), header(&response, CONTENT_TYPE.as_str()));
-        let body = self.puller.registries.read(&self.image, response, limit, "bytes in its manifest").await?;
+        let body = self.view.registries.read(&self.image, response, limit, "bytes in its manifest").await?;
         Ok((said, kind, body))
     }
 
@@ -283,7 +312,7 @@ impl Pull {
     }
 
     async fn config(&self, blob: &Blob) -> Result<Described, ImageError> {
-        let mut download = Download::new(&self.puller.registries, &self.image, blob);
+        let mut download = Download::new(&self.view.registries, &self.image, blob);
         let mut bytes = Vec::new();
         while let Some(chunk) = download.next().await? {
             bytes.extend_from_slice(&chunk);
@@ -347,6 +376,10 @@ impl Pull {
 
     pub(crate) fn name(&self) -> String {
         self.image.to_string()
+    }
+
+    fn key(&self) -> String {
+        self.view.key(&self.name())
     }
 
     pub(crate) fn bad(&self, reason: String) -> ImageError {

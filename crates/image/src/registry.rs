@@ -3,14 +3,13 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 
-use crate::credentials::{self, Credential};
+use crate::credentials::{Credential, Keeper};
 use crate::mirrors::{FromMirror, Mirrors};
 use crate::reference::Reference;
 use crate::retry::{Backoff, Failure, retry_after};
@@ -22,11 +21,12 @@ const MOST_REDIRECTS: usize = 5;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const MOST_TOKEN_BYTES: u64 = 1 << 20;
 
+/// Registries as whoever has these credentials sees them. What one is granted is no other's.
 pub(crate) struct Registries {
-    pub(crate) rules: Rules,
+    pub(crate) rules: Arc<Rules>,
     public: Client,
     anywhere: Client,
-    docker_config: Option<PathBuf>,
+    credentials: Keeper,
     grants: Grants,
     /// Registries that want to be left alone, and until when.
     held: Mutex<HashMap<String, Instant>>,
@@ -50,14 +50,29 @@ impl Registries {
         // Fails where the process has a provider already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
-            rules: Rules::new(config),
+            rules: Arc::new(Rules::new(config)),
             public: client(config, |builder| builder.dns_resolver(PublicOnly)),
             anywhere: client(config, |builder| builder),
-            docker_config: config.docker_config.clone(),
+            credentials: Keeper::Docker(config.docker_config.clone()),
             grants: Grants::default(),
             held: Mutex::default(),
             mirrors: Mirrors::new(config.mirrors.clone()),
             observer,
+        }
+    }
+
+    /// The same registries for whoever has a login of its own at one of them. Mirrors are not asked: they
+    /// don't know who may have what.
+    pub(crate) fn of(&self, registry: &str, credential: Credential) -> Self {
+        Self {
+            rules: Arc::clone(&self.rules),
+            public: self.public.clone(),
+            anywhere: self.anywhere.clone(),
+            credentials: Keeper::Own { registry: registry.into(), credential },
+            grants: Grants::default(),
+            held: Mutex::default(),
+            mirrors: Mirrors::new(Vec::new()),
+            observer: Arc::clone(&self.observer),
         }
     }
 
@@ -186,7 +201,7 @@ impl Registries {
         challenge: Option<Challenge>,
     ) -> Result<(), Failure> {
         let Reference { registry, repository, .. } = image;
-        let credential = credentials::find(self.docker_config.as_deref(), registry).await;
+        let credential = self.credentials.find(registry).await;
         let (grant, life) = match challenge {
             None => return Err(refused(image, "it does not say how to log in").into()),
             Some(Challenge::Basic) => {

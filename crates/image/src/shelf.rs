@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use run::PrincipalName;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -52,7 +53,7 @@ impl State {
     /// Puts an image under its name; what had the name before comes back.
     fn insert(&mut self, image: ImageRecord) -> Option<ImageRecord> {
         image.layers.iter().for_each(|layer| add_one(&mut self.named, layer));
-        let before = self.images.insert(image.reference.clone(), image)?;
+        let before = self.images.insert(image.key(), image)?;
         before.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
         Some(before)
     }
@@ -62,8 +63,8 @@ impl State {
         self.layers.values().map(KeptLayer::weight).sum()
     }
 
-    fn remove(&mut self, reference: &str) -> Option<ImageRecord> {
-        let image = self.images.remove(reference)?;
+    fn remove(&mut self, key: &str) -> Option<ImageRecord> {
+        let image = self.images.remove(key)?;
         image.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
         Some(image)
     }
@@ -134,7 +135,7 @@ impl Shelf {
                 state.insert(image);
             } else {
                 tracing::warn!(image = image.reference, "forgetting an image whose layers are gone");
-                disk.remove_image(&image.reference)?;
+                disk.remove_image(&image.key())?;
             }
         }
         let (removed, runtime) = (Notify::new(), Handle::current());
@@ -154,9 +155,9 @@ impl Shelf {
     }
 
     /// A lease's worth of an image that is here.
-    pub(crate) fn take(self: &Arc<Self>, reference: &str) -> Option<Taken> {
+    pub(crate) fn take(self: &Arc<Self>, key: &str) -> Option<Taken> {
         let mut state = self.lock();
-        let image = state.images.get_mut(reference)?;
+        let image = state.images.get_mut(key)?;
         let now = Timestamp::now();
         image.last_used_at = now;
         let is_stale =
@@ -165,11 +166,11 @@ impl Shelf {
             image.saved_at = Some(now);
         }
         let record = image.clone();
-        let hold = self.hold_locked(&mut state, record.layers.clone(), Some(reference.to_owned()));
+        let hold = self.hold_locked(&mut state, record.layers.clone(), Some(key.to_owned()));
         drop(state);
         if is_stale {
-            let (shelf, reference) = (Arc::clone(self), reference.to_owned());
-            self.runtime.spawn_blocking(move || shelf.save(&reference));
+            let (shelf, key) = (Arc::clone(self), key.to_owned());
+            self.runtime.spawn_blocking(move || shelf.save(&key));
         }
         Some(Taken { record, hold })
     }
@@ -181,7 +182,7 @@ impl Shelf {
 
     /// Holds an image that is to come, or is here.
     pub(crate) fn hold_image(self: &Arc<Self>, image: &ImageRecord) -> Hold {
-        self.hold_locked(&mut self.lock(), image.layers.clone(), Some(image.reference.clone()))
+        self.hold_locked(&mut self.lock(), image.layers.clone(), Some(image.key()))
     }
 
     fn hold_locked(self: &Arc<Self>, state: &mut State, layers: Vec<String>, image: Option<String>) -> Hold {
@@ -206,8 +207,8 @@ impl Shelf {
     }
 
     /// Whether an image is here that has not come from a registry.
-    pub(crate) fn was_loaded(&self, reference: &str) -> bool {
-        self.lock().images.get(reference).is_some_and(|image| image.resolved_at.is_none())
+    pub(crate) fn was_loaded(&self, key: &str) -> bool {
+        self.lock().images.get(key).is_some_and(|image| image.resolved_at.is_none())
     }
 
     /// Whether a layer is here already.
@@ -229,11 +230,22 @@ impl Shelf {
         Ok(())
     }
 
+    /// Says that somebody else has shown that it could have a layer that is here.
+    pub(crate) fn show(&self, name: &str, to: Option<&PrincipalName>) -> Result<(), ImageError> {
+        let _writing = self.writing.lock().expect("no holder panics");
+        let Some(mut layer) = self.lock().layers.get(name).cloned().filter(|layer| !is_unusable(layer))
+        else {
+            return Ok(());
+        };
+        layer.shown_to.add(to);
+        self.keep(name, layer)
+    }
+
     /// Puts an image on the shelf, whose layers the caller holds.
     pub(crate) fn put(self: &Arc<Self>, mut image: ImageRecord) -> Result<(), ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
         // Whoever pinned the name meant whatever it comes to mean.
-        image.pinned |= self.image(&image.reference).is_some_and(|before| before.pinned);
+        image.pinned |= self.image(&image.key()).is_some_and(|before| before.pinned);
         self.disk.write_image(&image)?;
         let mut state = self.lock();
         if let Some(before) = state.insert(image) {
@@ -243,11 +255,11 @@ impl Shelf {
     }
 
     /// Marks an image as one that is never collected, or as any other.
-    pub(crate) fn pin(&self, reference: &str, pinned: bool) -> Result<bool, ImageError> {
+    pub(crate) fn pin(&self, key: &str, pinned: bool) -> Result<bool, ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
         let image = {
             let mut state = self.lock();
-            let Some(image) = state.images.get_mut(reference) else { return Ok(false) };
+            let Some(image) = state.images.get_mut(key) else { return Ok(false) };
             image.pinned = pinned;
             image.clone()
         };
@@ -255,19 +267,19 @@ impl Shelf {
     }
 
     /// Notes that a registry has just said that a name still means what it meant.
-    pub(crate) fn confirm(self: &Arc<Self>, reference: &str) {
-        if let Some(image) = self.lock().images.get_mut(reference) {
+    pub(crate) fn confirm(self: &Arc<Self>, key: &str) {
+        if let Some(image) = self.lock().images.get_mut(key) {
             image.resolved_at = Some(Timestamp::now());
         }
-        let (shelf, reference) = (Arc::clone(self), reference.to_owned());
-        self.runtime.spawn_blocking(move || shelf.save(&reference));
+        let (shelf, key) = (Arc::clone(self), key.to_owned());
+        self.runtime.spawn_blocking(move || shelf.save(&key));
     }
 
     /// Whether a name was last asked about longer than `life` ago. Who is told so asks; nobody else
     /// is told so before that long again.
-    pub(crate) fn is_due(&self, reference: &str, life: Duration) -> bool {
+    pub(crate) fn is_due(&self, key: &str, life: Duration) -> bool {
         let (mut state, now) = (self.lock(), Timestamp::now());
-        let Some(image) = state.images.get_mut(reference) else { return false };
+        let Some(image) = state.images.get_mut(key) else { return false };
         let Some(last) = image.resolved_at.max(image.asked_at) else { return false };
         let is_due = image.resolved_at.is_some() && now.duration_since(last).unsigned_abs() >= life;
         if is_due {
@@ -276,11 +288,17 @@ impl Shelf {
         is_due
     }
 
-    /// An image of the same repository that is the one with this digest, under whatever name.
-    pub(crate) fn with_digest(&self, repository: &str, digest: &str) -> Option<ImageRecord> {
+    /// An image of the same repository and owner that is the one with this digest, under whatever name.
+    pub(crate) fn with_digest(
+        &self,
+        repository: &str,
+        digest: &str,
+        owner: Option<&PrincipalName>,
+    ) -> Option<ImageRecord> {
         let is_of = |image: &&ImageRecord| {
             let rest = image.reference.strip_prefix(repository);
-            rest.is_some_and(|rest| rest.starts_with([':', '@']))
+            image.owner.as_ref() == owner
+                && rest.is_some_and(|rest| rest.starts_with([':', '@']))
                 && (image.digest == digest || image.manifest_digest == digest)
         };
         self.lock().images.values().find(is_of).cloned()
@@ -289,44 +307,43 @@ impl Shelf {
     /// Writes down when each image was last used, which is otherwise done now and then.
     pub(crate) fn save_all(&self) {
         let used = |image: &&ImageRecord| image.saved_at != Some(image.last_used_at);
-        let stale: Vec<_> =
-            self.lock().images.values().filter(used).map(|image| image.reference.clone()).collect();
-        stale.iter().for_each(|reference| self.save(reference));
+        let stale: Vec<_> = self.lock().images.values().filter(used).map(ImageRecord::key).collect();
+        stale.iter().for_each(|key| self.save(key));
     }
 
     /// Writes what an image's record says now, if there still is one.
-    fn save(&self, reference: &str) {
+    fn save(&self, key: &str) {
         let _writing = self.writing.lock().expect("no holder panics");
-        let Some(image) = self.image(reference) else { return };
+        let Some(image) = self.image(key) else { return };
         if let Err(error) = self.disk.write_image(&image) {
-            tracing::warn!(reference, error = ?error, "can't write when an image was last used");
+            tracing::warn!(key, error = ?error, "can't write when an image was last used");
         }
     }
 
-    pub(crate) fn remove(self: &Arc<Self>, reference: &str) -> Result<bool, ImageError> {
-        self.remove_if(reference, |_| true)
+    pub(crate) fn remove(self: &Arc<Self>, key: &str) -> Result<bool, ImageError> {
+        self.remove_if(key, |_| true)
     }
 
     /// Removes an image that nobody has begun to use since it was chosen.
-    pub(crate) fn remove_unused(self: &Arc<Self>, reference: &str) -> Result<bool, ImageError> {
-        self.remove_if(reference, |state| {
-            let is_pinned = state.images.get(reference).is_some_and(|image| image.pinned);
-            !is_pinned && !state.leased.contains_key(reference)
+    pub(crate) fn remove_unused(self: &Arc<Self>, key: &str) -> Result<bool, ImageError> {
+        self.remove_if(key, |state| {
+            let is_pinned = state.images.get(key).is_some_and(|image| image.pinned);
+            !is_pinned && !state.leased.contains_key(key)
         })
     }
 
     fn remove_if(
         self: &Arc<Self>,
-        reference: &str,
+        key: &str,
         may_go: impl FnOnce(&State) -> bool,
     ) -> Result<bool, ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
         let removed = {
             let mut state = self.lock();
-            if may_go(&state) { state.remove(reference) } else { None }
+            if may_go(&state) { state.remove(key) } else { None }
         };
         let Some(image) = removed else { return Ok(false) };
-        self.disk.remove_image(reference)?;
+        self.disk.remove_image(key)?;
         self.sweep(&mut self.lock(), &image.layers);
         Ok(true)
     }
@@ -351,22 +368,24 @@ impl Shelf {
         }
     }
 
-    pub(crate) fn image(&self, reference: &str) -> Option<ImageRecord> {
-        self.lock().images.get(reference).cloned()
+    pub(crate) fn image(&self, key: &str) -> Option<ImageRecord> {
+        self.lock().images.get(key).cloned()
     }
 
     pub(crate) fn list(&self) -> Vec<ImageInfo> {
         let state = self.lock();
         let mut images: Vec<_> = state.images.values().map(|image| info(image, &state)).collect();
-        images.iter_mut().for_each(|image| image.pinned |= self.pinned.contains(&image.reference));
+        for image in &mut images {
+            image.pinned |= image.owner.is_none() && self.pinned.contains(&image.reference);
+        }
         images.sort_by_key(|image| std::cmp::Reverse(image.last_used_at));
         images
     }
 
-    pub(crate) fn info(&self, reference: &str) -> Option<ImageInfo> {
+    pub(crate) fn info(&self, key: &str) -> Option<ImageInfo> {
         let state = self.lock();
-        let mut image = info(state.images.get(reference)?, &state);
-        image.pinned |= self.pinned.contains(reference);
+        let mut image = info(state.images.get(key)?, &state);
+        image.pinned |= self.pinned.contains(key);
         Some(image)
     }
 
@@ -429,7 +448,8 @@ fn info(image: &ImageRecord, state: &State) -> ImageInfo {
         bytes: image.bytes,
         pulled_at: image.pulled_at,
         last_used_at: image.last_used_at,
-        in_use: state.leased.contains_key(&image.reference),
+        owner: image.owner.clone(),
+        in_use: state.leased.contains_key(&image.key()),
     }
 }
 

@@ -6,7 +6,8 @@ mod load;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use image::{ImageError, Images};
+use image::{ImageError, Images, Whose};
+use run::PrincipalName;
 
 use super::flags::ConfigFlags;
 use super::local::Local;
@@ -31,6 +32,9 @@ pub struct RmArguments {
     /// The images, as Docker users write them
     #[arg(required = true)]
     images: Vec<String>,
+    /// The images that this principal alone may use, rather than everybody's
+    #[arg(long)]
+    principal: Option<String>,
     #[command(flatten)]
     config: ConfigFlags<false>,
 }
@@ -53,7 +57,11 @@ pub fn main(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Ls(arguments) => images::main(arguments),
         Command::Load(arguments) => load::main(arguments),
         Command::Rm(arguments) => {
-            each(&arguments.config, &arguments.images, async |images, name| images.remove(name).await)
+            let owner = arguments.principal.as_deref().map(PrincipalName::parse).transpose()?;
+            let whose = owner.as_ref().map_or(Whose::Everybodys, Whose::Own);
+            each(&arguments.config, &arguments.images, async |images, name| {
+                images.remove_of(whose, name).await
+            })
         }
         Command::Pin(arguments) => each(&arguments.config, &arguments.images, async |images, name| {
             images.pin(name, !arguments.off).await

@@ -102,6 +102,17 @@ impl Builder {
         Finished::of(command.arg("key").args(words).arg("--data-dir").arg(self.data_dir()))
     }
 
+    /// Gives a principal a login of its own at a registry, with `sandglass key login`.
+    #[track_caller]
+    pub fn login(&self, principal: &str, registry: &str, user: &str, password: &str) {
+        let script = "printf %s \"$PASSWORD\" | \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(sandglass());
+        command.args(["key", "login", principal, registry, "--username", user, "--password-stdin"]);
+        let done = Finished::of(command.arg("--data-dir").arg(self.data_dir()).env("PASSWORD", password));
+        assert!(done.status.success(), "{}", done.stderr_text());
+    }
+
     /// Starts the daemon and waits until it listens.
     #[track_caller]
     pub fn start(self) -> Daemon {

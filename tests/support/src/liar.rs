@@ -102,6 +102,40 @@ impl Liar {
         })
     }
 
+    /// Wants tokens and tells people apart: NAME logs in with the password NAME, and has what `may` says of the
+    /// name and the path. Who does not log in gets a token too, of the name that is empty.
+    pub fn that_tells_apart(
+        registry: &Registry,
+        may: impl Fn(&str, &str) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(registry, |address| {
+            let realm = format!("Bearer realm=\"http://{address}/token\",service=\"tests\"");
+            let refuse = move || Lie::Say(401, vec![("WWW-Authenticate".into(), realm.clone())], Vec::new());
+            let user = |authorization: &str| {
+                let login = authorization.strip_prefix("Basic ").unwrap_or_default();
+                let login = base64::prelude::BASE64_STANDARD.decode(login).unwrap_or_default();
+                let login = String::from_utf8_lossy(&login).into_owned();
+                let (name, password) = login.split_once(':').unwrap_or_default();
+                (name == password).then(|| name.to_owned())
+            };
+            Box::new(move |asked: &Asked<'_>| {
+                if asked.path.starts_with("/token") {
+                    let Some(name) = user(asked.authorization) else { return refuse() };
+                    let body = format!(r#"{{"token": "of-{name}", "expires_in": 300}}"#);
+                    return Lie::Say(
+                        200,
+                        vec![("Content-Type".into(), "application/json".into())],
+                        body.into(),
+                    );
+                }
+                match asked.authorization.strip_prefix("Bearer of-") {
+                    Some(name) if may(name, asked.path) => Lie::Truth,
+                    _ => refuse(),
+                }
+            })
+        })
+    }
+
     /// As [`Liar::that_wants_tokens`], of anybody; but each token is good for `requests` requests only.
     pub fn with_tokens_for(registry: &Registry, requests: usize) -> Self {
         Self::start(registry, |address| {

@@ -28,8 +28,10 @@ async fn an_image_is_pulled_once_and_then_is_here() {
     let reference = format!("{}/team/app:v1", registry.host);
 
     let mut steps = Vec::new();
-    let lease =
-        images.acquire_with_progress(&reference, Pull::Missing, &mut |step| steps.push(step)).await.unwrap();
+    let lease = images
+        .acquire_with_progress(None, &reference, Pull::Missing, &mut |step| steps.push(step))
+        .await
+        .unwrap();
 
     assert_eq!(lease.reference, reference);
     assert_eq!(lease.digest, Some(digest(&made.manifest)));

@@ -1,5 +1,7 @@
 //! Who may ask, for what, and that nobody sees what is somebody else's.
 
+mod images;
+
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -272,21 +274,23 @@ fn what_is_kept_of_a_key_is_not_the_key() {
 #[test]
 fn the_guide_to_keys_does_what_it_says() {
     let daemon = Daemon::start();
-    let guide = include_str!("../docs/KEYS.md");
+    let guide = include_str!("../../docs/KEYS.md");
     let blocks: Vec<&str> =
         guide.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     let path = sandglass().parent().expect("a folder").display().to_string();
     let script = format!("set -eu; PATH={path}:$PATH\n{}", blocks.join("sleep 2; echo; echo ----\n"));
     let mut shell = std::process::Command::new("bash");
     shell.arg("-c").arg(script).env("SERVER", daemon.url("")).env("SANDGLASS_DATA_DIR", daemon.data_dir());
+    shell.env("TOKEN", "secret");
     let done = Finished::of(&mut shell);
     assert!(done.status.success(), "{}", done.stderr_text());
     let told = done.stdout_text();
     let parts: Vec<&str> = told.split("----").collect();
     assert!(parts[0].contains(r#""stdout":"hello\n""#), "{told}");
     assert!(parts[1].contains("alice") && parts[1].contains("/problems/unauthorized"), "{told}");
-    assert!(parts[2].contains(r#""name":"operator""#) && parts[2].contains(r#""runs":1"#), "{told}");
+    assert!(parts[3].contains(r#""name":"operator""#) && parts[3].contains(r#""runs":1"#), "{told}");
+    assert!(done.stderr_text().contains("alice has a login of its own at ghcr.io"), "{}", done.stderr_text());
 }
 
 #[test]
@@ -322,7 +326,7 @@ fn without_keys_a_server_is_for_this_machine_only() {
     std::fs::write(builder.data_dir().join("keys/keys.json"), "{").expect("break the keys");
     let mut refused = builder.spawn();
     assert!(!refused.wait().success());
-    assert!(refused.log().contains("keys.json"), "{}", refused.log());
+    until("it says which file", || refused.log().contains("keys.json"));
 }
 
 fn serde_json_from(text: &str) -> Value {
