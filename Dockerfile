@@ -1,4 +1,4 @@
-# Two static binaries in an otherwise empty image:
+# Two static binaries in an otherwise empty image (before version 23 Docker wants DOCKER_BUILDKIT=1 to build it):
 #   docker build -t sandglass .
 #   KEY=$(docker run --rm -v sandglass:/var/lib/sandglass sandglass key create me)
 #   docker run -d --cap-add SYS_ADMIN --security-opt seccomp=deploy/docker/seccomp.json \

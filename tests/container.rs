@@ -1,12 +1,19 @@
 //! In a container, as most people will run it: root with the capabilities that Docker gives everybody
-//! and CAP_SYS_ADMIN, never `--privileged`, under Docker's own seccomp profile and under ours.
+//! and CAP_SYS_ADMIN, never `--privileged`, under Docker's own seccomp profile and under ours. The image is the
+//! one that the Dockerfile makes, release build and all.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
-use support::{Docker, Registry, Request, Service, Value, json, within};
+use support::{Docker, Finished, Registry, Request, Service, Value, json, tool, until, within};
 
 const SYS_ADMIN: &[&str] = &["--cap-add=SYS_ADMIN"];
+
+fn profile() -> String {
+    format!("--security-opt=seccomp={}/deploy/docker/seccomp.json", env!("CARGO_MANIFEST_DIR"))
+}
 
 /// Which walls are not all that they could be, with the reason.
 fn weaker(container: &Service) -> BTreeMap<String, String> {
@@ -66,7 +73,7 @@ fn the_server_has_given_up_its_capabilities(container: &Service) {
 
 #[test]
 fn under_docker_s_own_profile_one_wall_is_weaker_and_says_so() {
-    let (docker, registry) = (Docker::start(), Registry::start());
+    let (docker, registry) = (Docker::with_built_image(), Registry::start());
     let container = docker.serve(SYS_ADMIN, &registry);
     let weaker = weaker(&container);
     assert_eq!(weaker.keys().collect::<Vec<_>>(), ["root"], "{weaker:?}");
@@ -83,10 +90,8 @@ fn under_docker_s_own_profile_one_wall_is_weaker_and_says_so() {
 
 #[test]
 fn under_our_profile_every_wall_stands() {
-    let (docker, registry) = (Docker::start(), Registry::start());
-    let profile =
-        concat!("--security-opt=seccomp=", env!("CARGO_MANIFEST_DIR"), "/deploy/docker/seccomp.json");
-    let container = docker.serve(&["--cap-add=SYS_ADMIN", profile], &registry);
+    let (docker, registry) = (Docker::with_built_image(), Registry::start());
+    let container = docker.serve(&["--cap-add=SYS_ADMIN", &profile()], &registry);
     assert_eq!(weaker(&container), BTreeMap::new());
     assert!(!container.log().contains("weaker than it could be"), "{}", container.log());
     runs_as_everywhere(&container, &registry.image("busybox"));
@@ -96,7 +101,7 @@ fn under_our_profile_every_wall_stands() {
 
 #[test]
 fn without_the_capability_it_says_how_to_get_it() {
-    let docker = Docker::start();
+    let docker = Docker::with_built_image();
     for words in [&["serve", "--listen=127.0.0.1:0"][..], &["doctor"]] {
         let refused = docker.sandglass(&[], words);
         let said = refused.stdout_text() + &refused.stderr_text();
@@ -105,23 +110,54 @@ fn without_the_capability_it_says_how_to_get_it() {
     }
 }
 
-/// The quick start: a container listens on all addresses, so the key comes first.
+/// The lines at the top of the Dockerfile: a container listens on all addresses, so the key comes first.
 #[test]
-fn a_container_that_others_reach_wants_a_key_before_it_starts() {
-    let docker = Docker::start();
-    let (volume, data) = ("--volume=quick:/data", "--data-dir=/data");
-    let serve = ["serve", "--listen=0.0.0.0:0", "--allow-host-image", data];
-    let options = ["--cap-add=SYS_ADMIN", volume];
-    let refused = docker.sandglass(&options, &serve);
+fn the_dockerfile_s_own_lines_lead_to_a_service_that_wants_a_key() {
+    let docker = Docker::with_built_image();
+    let profile = profile();
+    let options = ["--network=none", "--cap-add=SYS_ADMIN", &profile, "--volume=quick:/var/lib/sandglass"];
+    let refused = Finished::of(docker.command().args(["run", "--rm"]).args(options).arg("sandglass"));
     assert!(refused.stderr_text().contains("sandglass key create"), "{}", refused.stderr_text());
-    let created = docker.sandglass(&[volume], &["key", "create", "me", data]);
-    assert_eq!(created.code(), Some(0), "{}", created.stderr_text());
-    let container = docker.serve_as(&options, &serve);
-    let ask = || {
-        Request::new(container.address(), "POST", "/runs")
-            .json(&json!({ "image": "nope:1", "pull": "never" }))
-    };
-    assert_eq!(ask().send().status, 401);
-    ask().key(created.stdout_text().trim()).send().problem(422, "image-not-present");
-    assert_eq!(container.stop(), Some(0));
+    let key = docker.docker(&["run", "--rm", options[0], options[3], "sandglass", "key", "create", "me"]);
+    let id = docker.docker(&[&["run", "--detach"], &options[..], &["sandglass"]].concat());
+    let pid = docker.docker(&["inspect", "--format={{.State.Pid}}", id.trim()]);
+    docker.in_network_of(pid.trim().parse().expect("a pid"), || {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+        until("it is ready", || {
+            Request::new(address, "GET", "/readyz").try_send().is_ok_and(|answer| answer.status == 200)
+        });
+        let ask =
+            || Request::new(address, "POST", "/runs").json(&json!({ "image": "nope:1", "pull": "never" }));
+        assert_eq!(ask().send().status, 401);
+        ask().key(key.trim()).send().problem(422, "image-not-present");
+    });
+    docker.docker(&["stop", id.trim()]);
+    let code = docker.docker(&["inspect", "--format={{.State.ExitCode}}", id.trim()]);
+    assert_eq!(code.trim(), "0", "{}", docker.docker(&["logs", id.trim()]));
+}
+
+/// Two programs, the authorities that sign certificates, and the folders that they need.
+#[test]
+fn the_image_holds_what_it_needs_and_nothing_else() {
+    let docker = Docker::with_built_image();
+    let id = docker.docker(&["create", "sandglass"]);
+    let done = Finished::of(docker.command().args(["export", id.trim()]));
+    let listed = Finished::with_input(Command::new(tool("tar")).args(["--list", "--verbose"]), &done.stdout);
+    let text = listed.stdout_text();
+    // What an engine puts into every container is empty.
+    let files =
+        text.lines().filter(|line| line.starts_with('-') && line.split_whitespace().nth(2) != Some("0"));
+    let mut names: Vec<_> = files.filter_map(|line| line.split_whitespace().last()).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["etc/ssl/certs/ca-certificates.crt", "usr/local/bin/sandglass", "usr/local/bin/sandglass-launcher"]
+    );
+    let bytes: u64 = docker
+        .docker(&["image", "inspect", "--format={{.Size}}", "sandglass"])
+        .trim()
+        .parse()
+        .expect("a number");
+    println!("the image has {bytes} bytes");
+    assert!(bytes < 64 << 20, "{bytes}");
 }

@@ -25,6 +25,12 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     cargo::run(&["fetch", "--locked"], &[])?;
     cargo::run(&["run", "--quiet", "--package", "sandglass-test-support", "--bin", "test-images"], &[])?;
 
+    if words.is_empty() {
+        // Some minutes of release build, which no test should have to wait for.
+        let image = ["run", "--quiet", "--package", "sandglass-test-support", "--bin", "container-image"];
+        cargo::run(&image, &[])?;
+    }
+
     let skips = cargo::target().join("skipped-tests");
     std::fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
     let mut command = cargo::command();

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::place::programs;
+use crate::scaled;
 
 /// The longest that any program of the tests takes.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -68,7 +69,7 @@ impl Finished {
             let (done, waiting) = mpsc::sync_channel::<()>(0);
             // A child that never ends would hold the whole test run up.
             scope.spawn(move || {
-                if waiting.recv_timeout(LONGEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if waiting.recv_timeout(scaled(LONGEST)) == Err(mpsc::RecvTimeoutError::Timeout) {
                     let _ = kill(pid, Signal::SIGKILL);
                 }
             });
@@ -76,7 +77,7 @@ impl Finished {
             drop(done);
             output
         });
-        assert!(started.elapsed() < LONGEST, "{command:?} did not end");
+        assert!(started.elapsed() < scaled(LONGEST), "{command:?} did not end");
         Self { status: output.status, stdout: output.stdout, stderr: output.stderr, took: started.elapsed() }
     }
 

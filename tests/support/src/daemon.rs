@@ -21,11 +21,13 @@ pub struct Builder {
     env: Vec<(OsString, OsString)>,
     folder: Arc<Folder>,
     disk_bytes: Option<u64>,
+    group: Option<PathBuf>,
 }
 
 impl Builder {
     fn new() -> Self {
-        Self { args: Vec::new(), env: Vec::new(), folder: Arc::new(Folder::new()), disk_bytes: None }
+        let folder = Arc::new(Folder::new());
+        Self { args: Vec::new(), env: Vec::new(), folder, disk_bytes: None, group: None }
     }
 
     /// A flag with its value: `.flag("--slots", 1)`.
@@ -66,8 +68,20 @@ impl Builder {
         self
     }
 
-    /// The daemon's program, on its own disk if it has one.
+    /// Starts the daemon in that control group.
+    #[must_use]
+    pub fn in_group(mut self, group: PathBuf) -> Self {
+        self.group = Some(group);
+        self
+    }
+
+    /// The daemon's program, on its own disk or in a group if it has one.
     fn program(&self) -> Command {
+        if let Some(group) = &self.group {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(group).arg(sandglass());
+            return command;
+        }
         const MOUNT: &str = "mount -o loop \"$0\" \"$1\" && shift && exec \"$@\"";
         let Some(bytes) = self.disk_bytes else { return Command::new(sandglass()) };
         let disk = self.folder.join("disk");

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
+
+use crate::dockerfile::{self, IMAGE};
 use crate::{Finished, Process, Registry, Service, sandglass, sandglass_launcher, tool};
 
-/// The image that [`Docker::start`] makes: the two binaries and nothing else, as in the `Dockerfile`.
-const IMAGE: &str = "sandglass";
+/// Nothing of the machine's network is touched.
+pub(crate) const NO_NETWORKS: &[&str] = &["--iptables=false", "--ip6tables=false", "--bridge=none"];
 
 #[derive(Debug)]
 pub struct Docker {
@@ -19,7 +22,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts the engine and gives it the image.
+    /// Starts the engine and gives it an image of the two programs under test and nothing else.
     #[track_caller]
     pub fn start() -> Self {
         let docker = Self::empty();
@@ -27,9 +30,38 @@ impl Docker {
         docker
     }
 
+    /// Starts the engine and gives it the image that the `Dockerfile` makes.
+    #[track_caller]
+    pub fn with_built_image() -> Self {
+        let image = dockerfile::image();
+        let docker = Self::empty();
+        docker.load(&image);
+        docker
+    }
+
+    /// The same with networks for containers: in a network of the engine's own, so that the machine's, and its
+    /// firewall, stay as they are. [`Docker::in_its_network`] is inside.
+    #[track_caller]
+    pub fn with_networks() -> Self {
+        let image = dockerfile::image();
+        let docker = Self::on(None, &["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""], &[]);
+        docker.load(&image);
+        docker
+    }
+
+    fn load(&self, image: &Path) {
+        self.docker(&["load", "--quiet", "--input", image.to_str().expect("a path is text")]);
+    }
+
     /// Starts the engine, without any image.
     #[track_caller]
     pub fn empty() -> Self {
+        Self::on(None, &[], NO_NETWORKS)
+    }
+
+    /// Starts the engine with what an earlier one has left in that folder, or in a new one that goes with it.
+    #[track_caller]
+    pub(crate) fn on(data: Option<PathBuf>, inside: &[&str], options: &[&str]) -> Self {
         // A short path: its sockets' names are bounded.
         let folder = tempfile::Builder::new().prefix("d").tempdir().expect("make a folder for an engine");
         let at = |name: &str| folder.path().join(name);
@@ -37,10 +69,8 @@ impl Docker {
             format!("sandglass-docker-{}", folder.path().display().to_string().replace(['/', '.'], "-"));
         // In a mount namespace of its own, so that what it mounts goes with it, whatever becomes of it.
         let mut command = Command::new(tool("unshare"));
-        command.args(["--mount", "--propagation=private"]).arg(tool("dockerd"));
-        command
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--data-root"])
-            .arg(at("data"));
+        command.args(["--mount", "--propagation=private"]).args(inside).arg(tool("dockerd"));
+        command.args(options).arg("--data-root").arg(data.unwrap_or_else(|| at("data")));
         command.arg("--exec-root").arg(at("exec")).arg("--pidfile").arg(at("pid"));
         command.arg("--host").arg(socket(folder.path())).arg("--cgroup-parent").arg(format!("/{cgroup}"));
         let engine = Process::start("dockerd", command);
@@ -61,7 +91,10 @@ impl Docker {
                 .expect("add a program");
         }
         tar.into_inner().expect("finish the tar file");
-        self.docker(&["import", file.to_str().expect("a path is text"), IMAGE]);
+        let change = |what: &str| format!("--change={what}");
+        let entry = change("ENTRYPOINT [\"/usr/local/bin/sandglass\"]");
+        let volume = change("VOLUME /var/lib/sandglass");
+        self.docker(&["import", &entry, &volume, file.to_str().expect("a path is text"), IMAGE]);
         fs::remove_file(file).expect("remove the tar file");
     }
 
@@ -82,8 +115,8 @@ impl Docker {
 
     fn run(&self, options: &[&str], words: &[&str]) -> Command {
         let mut command = self.command();
-        command.args(["run", "--rm", "--network=host", "--volume=/var/lib/sandglass"]).args(options);
-        command.arg(IMAGE).arg("/usr/local/bin/sandglass").args(words);
+        command.args(["run", "--rm", "--network=host"]).args(options);
+        command.arg(IMAGE).args(words);
         command
     }
 
@@ -107,6 +140,47 @@ impl Docker {
         Service::wait_for(Process::start("docker run", self.run(options, words)))
     }
 
+    /// Imports an image of one Debian program and the libraries that it needs, under the name of an image that
+    /// has the same program.
+    #[track_caller]
+    pub fn import_program(&self, name: &str, program: &str, at: &str, changes: &[&str]) {
+        let program = tool(program);
+        let file = self.folder.path().join("program.tar");
+        let mut tar = tar::Builder::new(fs::File::create(&file).expect("make a tar file"));
+        tar.sparse(false);
+        let libraries = Finished::output(&tool("ldd"), &[program.to_str().expect("a path is text")]);
+        let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from);
+        for (from, to) in libraries.map(|path| (path.clone(), path)).chain([(program, PathBuf::from(at))]) {
+            let to = to.strip_prefix("/").expect("from the top");
+            // What a link of the machine's leads to.
+            let from = from.canonicalize().expect("find a file");
+            tar.append_path_with_name(from, to).expect("add a file");
+        }
+        tar.into_inner().expect("finish the tar file");
+        let changes: Vec<String> = changes.iter().map(|change| format!("--change={change}")).collect();
+        let words = ["import"].into_iter().chain(changes.iter().map(String::as_str));
+        self.docker(&words.chain([file.to_str().expect("a path is text"), name]).collect::<Vec<_>>());
+        fs::remove_file(file).expect("remove the tar file");
+    }
+
+    /// Does something where the engine has its network.
+    pub fn in_its_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.in_network_of(self.engine.pid(), work)
+    }
+
+    /// Does something where this process has its network.
+    pub fn in_network_of<T: Send>(&self, pid: i32, work: impl FnOnce() -> T + Send) -> T {
+        let network = fs::File::open(format!("/proc/{pid}/ns/net")).expect("find a process's network");
+        // A thread is in a network of its own choice, and this one's choice ends with it.
+        std::thread::scope(|scope| {
+            let there = scope.spawn(move || {
+                setns(network, CloneFlags::CLONE_NEWNET).expect("enter a network");
+                work()
+            });
+            there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// What of its containers is left on the host: their cgroups, by path.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let below =
@@ -127,8 +201,10 @@ impl Drop for Docker {
         let hierarchies =
             fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
-            // Where the engine never made it there is nothing to remove.
-            let _ = fs::remove_dir(hierarchy.join(&self.cgroup));
+            // Where the engine never made them, or has built nothing, there is nothing to remove.
+            let home = hierarchy.join(&self.cgroup);
+            let _ = fs::remove_dir(home.join("buildkit"));
+            let _ = fs::remove_dir(home);
         }
     }
 }

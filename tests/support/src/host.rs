@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::{Daemon, within};
+use crate::{Daemon, scaled, within};
 
 /// Mounts and cgroups may follow the answer; not for longer than this.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ impl Host {
             if now == self.before {
                 return Ok(());
             }
-            if started.elapsed() >= SETTLES_WITHIN {
+            if started.elapsed() >= scaled(SETTLES_WITHIN) {
                 return Err(now.difference(&self.before));
             }
             std::thread::sleep(Duration::from_millis(20));

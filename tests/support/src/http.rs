@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::scaled;
+
 /// Longer than any run of the tests; a server that hangs is found all the same.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -30,7 +32,7 @@ impl Request {
             path: path.into(),
             headers: Vec::new(),
             body: Vec::new(),
-            patience: PATIENCE,
+            patience: scaled(PATIENCE),
         }
     }
 
@@ -63,7 +65,7 @@ impl Request {
     /// How long to wait for any byte of the answer.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = scaled(patience);
         self
     }
 

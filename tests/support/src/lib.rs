@@ -6,11 +6,13 @@
 
 pub mod daemon;
 pub mod docker;
+pub mod dockerfile;
 pub mod events;
 pub mod http;
 
 pub mod image;
 pub mod liar;
+pub mod prometheus;
 pub mod registry;
 pub mod stock;
 pub mod user;
@@ -34,12 +36,12 @@ pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};
 pub use liar::{Liar, Lie};
-pub use place::{Folder, disk_bytes, target};
+pub use place::{Folder, disk_bytes, repository, target};
 pub use process::Process;
 pub use registry::Registry;
 pub use service::Service;
 pub use skip::skip;
 pub use user::User;
-pub use wait::{until, within};
+pub use wait::{scaled, until, within};
 
 pub use serde_json::{Value, json};

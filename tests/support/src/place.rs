@@ -13,6 +13,12 @@ pub fn target() -> PathBuf {
     folder.ancestors().filter(marker).last().unwrap_or(&folder).to_owned()
 }
 
+/// The top of the repository.
+pub fn repository() -> PathBuf {
+    let support = Path::new(env!("CARGO_MANIFEST_DIR"));
+    support.ancestors().nth(2).expect("this crate is two folders below the repository").to_owned()
+}
+
 /// Where cargo has put the programs that belong to this test: beside its `deps`.
 pub(crate) fn programs() -> PathBuf {
     let this = std::env::current_exe().expect("find this program");

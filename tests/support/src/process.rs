@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::within;
+use crate::{scaled, within};
 
 /// A running program, both of whose outputs are collected line by line.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Process {
         bound: Duration,
         mut found: impl FnMut(&str) -> Option<T>,
     ) -> T {
-        let deadline = Instant::now() + bound;
+        let deadline = Instant::now() + scaled(bound);
         let mut seen = 0;
         let mut state = self.log.lock();
         loop {
@@ -134,7 +134,7 @@ impl Drop for Process {
             self.signal(Signal::SIGTERM);
         }
         while self.try_wait().is_none() {
-            if started.elapsed() > self.patience {
+            if started.elapsed() > scaled(self.patience) {
                 self.signal(Signal::SIGKILL);
                 let _ = self.child.wait();
                 break;

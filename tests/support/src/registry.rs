@@ -76,7 +76,7 @@ impl Registry {
     }
 
     /// A registry on storage of the caller's, to fill it.
-    pub(crate) fn on(storage: &Path) -> Self {
+    pub fn on(storage: &Path) -> Self {
         let folder = Self::prepare();
         std::os::unix::fs::symlink(storage, folder.path().join("storage")).expect("link the storage");
         Self::launch(folder, false)

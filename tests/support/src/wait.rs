@@ -3,10 +3,16 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// How much longer everything may take here than on a machine that isn't emulated: `SANDGLASS_TIME_SCALE`.
+pub fn scaled(bound: Duration) -> Duration {
+    let scale = std::env::var("SANDGLASS_TIME_SCALE").ok().and_then(|text| text.parse::<u32>().ok());
+    bound * scale.unwrap_or(1).max(1)
+}
+
 /// Asks again and again until there is an answer; panics with `what` when there is none in time.
 #[track_caller]
 pub fn within<T>(bound: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
+    let (started, bound) = (Instant::now(), scaled(bound));
     loop {
         if let Some(answer) = ask() {
             return answer;
