@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::traces::Collector;
 
 use crate::image_settings::{self, ImageSettings};
-use crate::keys;
+use crate::{keys, memory};
 
 macro_rules! config {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
@@ -83,8 +83,8 @@ config! {
     drain_deadline_ms: u64 = 30_000;
     /// The largest body of a request, in bytes
     body_bytes_max: usize = 32 * 1024 * 1024;
-    /// How much all bodies that are being read may hold together, in bytes
-    bodies_bytes_max: usize = 256 * 1024 * 1024;
+    /// How much all large bodies may hold together, in bytes; by default an eighth of the memory, 256 MiB at most
+    bodies_bytes_max: usize = default_bodies_bytes();
     /// How long a client may take to send a body, in milliseconds
     body_timeout_ms: u64 = 30_000;
     /// How long a client may take to send the headers, in milliseconds
@@ -169,7 +169,7 @@ impl Config {
         }
         if self.budget_memory_bytes == 0 {
             let of_slots = (self.slots as u64).saturating_mul(self.limits.memory_bytes);
-            self.budget_memory_bytes = of_slots.max(host_memory_bytes().unwrap_or_default() / 4 * 3);
+            self.budget_memory_bytes = of_slots.max(memory::bytes().unwrap_or_default() / 4 * 3);
         }
     }
 
@@ -390,7 +390,7 @@ fn merge(below: &mut Table, above: Table) {
 
 /// Memory for one run is bounded by three quarters of what the machine has.
 fn default_limits() -> (Limits, Maxima) {
-    let host_bytes = host_memory_bytes().unwrap_or(1 << 30);
+    let host_bytes = memory::bytes().unwrap_or(1 << 30);
     let standard = Maxima::default();
     let open_files = standard.open_files.min(open_files_max());
     let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, cpus: host_cpus(), ..standard };
@@ -411,10 +411,10 @@ fn host_cpus() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
 }
 
-fn host_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = text.strip_prefix("MemTotal:")?.split_whitespace().next()?;
-    kib.parse::<u64>().ok()?.checked_mul(1024)
+/// An eighth of what there is, though no less than one body and no more than is of use.
+fn default_bodies_bytes() -> usize {
+    let eighth = memory::bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 8).unwrap_or(usize::MAX));
+    eighth.clamp(32 * 1024 * 1024, 256 * 1024 * 1024)
 }
 
 /// One place for the machine's images when we may write there, else one of the user's own.

@@ -22,6 +22,7 @@ pub mod ahead;
 pub mod layers;
 pub mod leaks;
 pub mod log;
+pub mod memory;
 pub mod selftest;
 pub mod telemetry;
 pub mod traces;

@@ -4,6 +4,7 @@
 
 mod connections;
 mod descriptors;
+mod memory;
 mod phases;
 
 use support::{Daemon, Value, json};

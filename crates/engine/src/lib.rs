@@ -2,6 +2,7 @@
 //! it. The engine knows images and sandboxes by their doors only, and nothing of HTTP.
 
 mod ask;
+mod clock;
 mod drive;
 mod engine;
 mod execute;

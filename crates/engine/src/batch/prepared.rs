@@ -7,11 +7,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::Timestamp;
 use run::{PrincipalName, RunSpec};
 use uuid::Uuid;
 
 use super::PreparedInfo;
+use crate::clock;
 use crate::files::{Files, FilesError, Reservation};
 use crate::over::Base;
 
@@ -52,8 +52,7 @@ impl Prepared {
     }
 
     pub fn info(&self) -> PreparedInfo {
-        let expires_at = Timestamp::try_from(self.expires).unwrap_or(Timestamp::MAX);
-        PreparedInfo { id: self.id, expires_at }
+        PreparedInfo { id: self.id, expires_at: clock::told(self.expires) }
     }
 
     fn bytes(&self) -> u64 {
@@ -95,7 +94,7 @@ impl Shelf {
     fn make_room(&self, bytes: u64) -> Option<Vec<Arc<Prepared>>> {
         let mut prepared = self.prepared();
         let mut gone = Vec::new();
-        let now = SystemTime::now();
+        let now = clock::now();
         let mut idle: Vec<(Instant, PreparedId)> = prepared
             .values()
             .filter(|(prepared, _)| !prepared.in_use())
@@ -117,7 +116,7 @@ impl Shelf {
 
     pub(super) fn keep(&self, principal: PrincipalName, image: String, base: Arc<Base>) -> Arc<Prepared> {
         let id = PreparedId(Uuid::now_v7());
-        let expires = SystemTime::now() + self.kept_for;
+        let expires = clock::now() + self.kept_for;
         let prepared = Arc::new(Prepared { id, principal, image, expires, base });
         self.prepared().insert(id, (Arc::clone(&prepared), Instant::now()));
         prepared
@@ -126,7 +125,7 @@ impl Shelf {
     pub(super) fn get(&self, id: PreparedId, principal: &PrincipalName) -> Option<Arc<Prepared>> {
         let mut all = self.prepared();
         let (prepared, used) = all.get_mut(&id)?;
-        if prepared.principal != *principal || prepared.expires <= SystemTime::now() {
+        if prepared.principal != *principal || prepared.expires <= clock::now() {
             return None;
         }
         *used = Instant::now();

@@ -24,6 +24,8 @@ pub use upload::Upload;
 use folder::Folder;
 use index::{Index, Key};
 
+use crate::clock;
+
 #[derive(Clone, Debug)]
 pub struct FilesConfig {
     /// Belongs to this store alone.
@@ -101,21 +103,21 @@ impl Files {
 
     /// What the owner would see of it now.
     pub fn get(&self, file: &StoredFile) -> Option<FileInfo> {
-        let (len, expires) = self.index().look(&Key::of(file), SystemTime::now())?;
+        let (len, expires) = self.index().look(&Key::of(file), clock::now())?;
         Some(info(file.id, len, expires))
     }
 
     /// Keeps the file for as long as the lease lives, and makes it the most recently used.
     pub fn lease(&self, file: &StoredFile) -> Option<FileLease> {
         let key = Key::of(file);
-        let len = self.index().hold(&key, SystemTime::now())?;
+        let len = self.index().hold(&key, clock::now())?;
         Some(FileLease::new(self.clone(), key, len))
     }
 
     /// Forgets a file; those who read it go on. `false` where there was none.
     pub fn remove(&self, file: &StoredFile) -> bool {
         let mut index = self.index();
-        let removed = index.remove(&Key::of(file), SystemTime::now());
+        let removed = index.remove(&Key::of(file), clock::now());
         self.inner.folder.discard(index.take_dropped());
         removed
     }
@@ -129,7 +131,7 @@ impl Files {
 
     pub fn counts(&self) -> FileCounts {
         let mut index = self.index();
-        index.expire(SystemTime::now());
+        index.expire(clock::now());
         self.inner.folder.discard(index.take_dropped());
         index.counts()
     }
@@ -141,7 +143,7 @@ impl Files {
     /// Room for as much more, or why there is none.
     fn make_room(&self, bytes: u64) -> Result<(), FilesError> {
         let mut index = self.index();
-        let made = index.reserve(bytes, SystemTime::now());
+        let made = index.reserve(bytes, clock::now());
         self.inner.folder.discard(index.take_dropped());
         made.then_some(()).ok_or(FilesError::Full { bytes, most_bytes: self.inner.config.bytes_max })
     }
@@ -153,7 +155,7 @@ impl Files {
 }
 
 fn info(id: FileId, size_bytes: u64, expires: SystemTime) -> FileInfo {
-    FileInfo { id, size_bytes, expires_at: Timestamp::try_from(expires).unwrap_or(Timestamp::MAX) }
+    FileInfo { id, size_bytes, expires_at: clock::told(expires) }
 }
 
 #[cfg(test)]

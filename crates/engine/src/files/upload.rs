@@ -2,7 +2,6 @@
 //! size costs no memory. Nobody sees it before it is whole.
 
 use std::io::Write;
-use std::time::SystemTime;
 
 use run::{FileId, StoredFile};
 use sha2::{Digest, Sha256};
@@ -11,6 +10,7 @@ use super::folder::Aside;
 use super::index::Key;
 use super::lease::Reservation;
 use super::{FileInfo, Files, FilesError, info};
+use crate::clock;
 
 /// How much is gathered before it is handed to a thread that may block.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -107,7 +107,7 @@ impl Sink {
         let id = FileId::of_digest(hasher.finalize().into());
         let key = Key::of(&StoredFile { owner, id });
         let folder = &files.inner.folder;
-        let expires = SystemTime::now() + files.inner.config.keep_for;
+        let expires = clock::now() + files.inner.config.keep_for;
         aside.file.sync_all().map_err(FilesError::io("write a file"))?;
         {
             // The name is given while nobody can drop what has it.

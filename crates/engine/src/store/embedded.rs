@@ -15,6 +15,7 @@ use super::batch::{Answer, Change, Queue};
 use super::format::{self, Claim, Head, Read};
 use super::tables::{self, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number, place};
 use super::{Finished, Keep, Key, Known, Page, Promise, RunStore, StoreError, Unfinished, Wanted, writer};
+use crate::clock;
 
 const READING: &str = "read the file of runs";
 
@@ -90,7 +91,7 @@ impl EmbeddedStore {
         let runs = reading.open_table(RUNS).map_err(failed(READING))?;
         let text = runs.get(number(id)).map_err(failed(READING))?;
         let head = text.map(|text| format::read::<Head>(text.value())).transpose()?;
-        Ok(head.filter(|head| !head.expired(Timestamp::now())))
+        Ok(head.filter(|head| !head.expired(clock::timestamp())))
     }
 }
 
@@ -110,7 +111,7 @@ impl RunStore for EmbeddedStore {
         let keys = reading.open_table(KEYS).map_err(failed(READING))?;
         let claim = keys.get((key.owner.as_str(), key.name.as_str())).map_err(failed(READING))?;
         let claim = claim.map(|claim| format::read::<Claim>(claim.value())).transpose()?;
-        let stands = |claim: &Claim| claim.expires_us > Timestamp::now().as_microsecond();
+        let stands = |claim: &Claim| claim.expires_us > clock::timestamp().as_microsecond();
         Ok(claim.filter(stands).map(|claim| Known { id: claim.id, same: claim.body == key.body }))
     }
 
@@ -181,7 +182,7 @@ impl RunStore for EmbeddedStore {
         let reading = self.shared.database.begin_read().map_err(failed(READING))?;
         let runs = reading.open_table(RUNS).map_err(failed(READING))?;
         let older = ..wanted.before.map_or(u128::MAX, number);
-        let now = Timestamp::now();
+        let now = clock::timestamp();
         let written = runs.range(older).map_err(failed(READING))?.rev().filter_map(|entry| {
             let head =
                 entry.map_err(failed(READING)).and_then(|(_, text)| format::read::<Head>(text.value()));

@@ -14,6 +14,7 @@ use super::tables::{
     EXPIRY, KEY_EXPIRY, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number, place,
 };
 use super::{Keep, Known, Promise, Shape, StoreError};
+use crate::clock;
 
 const WRITING: &str = "write to the file of runs";
 
@@ -60,7 +61,7 @@ fn write_batch(
     tally: Tally,
     told: &mut Vec<Tell>,
 ) -> Result<Tally, StoreError> {
-    let now = Timestamp::now();
+    let now = clock::timestamp();
     let changes = std::mem::take(&mut batch.changes);
     if changes.is_empty() && !overdue(shared, now)? {
         return Ok(tally);
