@@ -1,11 +1,12 @@
 //! Grafana's dashboard from its one source: `dashboard/rows.rs` says what is shown, this file how such
 //! a document looks. `cargo xtask dashboard` writes it, and a test compares what is written.
 
+mod picture;
 mod rows;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::cargo;
@@ -18,7 +19,12 @@ const SELECTOR: &str = r#"job=~"$job",instance=~"$instance""#;
 const COLUMNS: u32 = 24;
 const HEIGHT: u32 = 8;
 
-pub(crate) fn main() -> Result<ExitCode> {
+pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    match words {
+        [] => {}
+        [word, rest @ ..] if word == "picture" => return picture::main(rest),
+        _ => bail!("usage: cargo xtask dashboard [picture [SECONDS]]"),
+    }
     let path = cargo::root().join("deploy/grafana/sandglass.json");
     std::fs::write(&path, text()).with_context(|| format!("write {}", path.display()))?;
     println!("wrote {}", path.display());

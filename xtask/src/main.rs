@@ -9,6 +9,7 @@ mod docs;
 mod fuzz;
 mod packages;
 mod pretty;
+mod rounds;
 mod sandboxes;
 mod soak;
 mod suite;
@@ -24,12 +25,14 @@ use anyhow::{Context, Result};
 const HELP: &str = "\
 cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
+cargo xtask test      --vm 6.1 or 6.12: the black-box suites on that kernel, under emulation
 cargo xtask ci        formatting, lints, documentation, a minute of each fuzz target, then the tests
 cargo xtask openapi   write openapi/ anew from the code
-cargo xtask dashboard write deploy/grafana/ anew from its source
+cargo xtask dashboard write deploy/grafana/ anew from its source; or `picture`: draw what it shows under load
 cargo xtask docs      write docs/operating/configuration.md anew from the program
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
+cargo xtask soak      faults: the tests of faults, drains and upgrades, twenty times ([ROUNDS])
 cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGE…])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
@@ -42,12 +45,14 @@ fn main() -> ExitCode {
     let rest: Vec<String> = words.collect();
     let result = match word.as_str() {
         "demo" => demo::main(&rest),
+        "test" if rest.first().is_some_and(|word| word == "--vm") => vm::suites(&rest[1..]),
         "test" => test::main(&rest),
         "ci" => ci(),
         "openapi" => openapi(),
-        "dashboard" => dashboard::main(),
+        "dashboard" => dashboard::main(&rest),
         "docs" => docs::main(),
         "fuzz" => fuzz::main(&rest),
+        "soak" if rest.first().is_some_and(|word| word == "faults") => rounds::main(&rest[1..]),
         "soak" => soak::main(&rest),
         "bench" if rest.first().is_some_and(|word| word == "images") => bench::main(&rest),
         "bench" => sandboxes::main(&rest),

@@ -33,6 +33,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
+const GRAFANA_SDK: &str = "grafana-foundation-sdk==1769699379!11.6.0";
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.19.0";
 
 /// Installs what its arguments name. Debian asks `policy-rc.d` whether a package may start its
@@ -79,15 +80,15 @@ fn installed() -> Result<HashSet<String>> {
     Ok(list.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect())
 }
 
-/// The property-based tester of OpenAPI documents and the checker of Kubernetes' manifests, in a virtual
-/// environment of their own.
+/// The property-based tester of OpenAPI documents, the checker of Kubernetes' manifests and the schemas of Grafana's
+/// dashboards, in a virtual environment of their own.
 pub(crate) fn schemathesis() -> Result<PathBuf> {
     let venv = cargo::target().join("venv");
     let program = venv.join("bin/schemathesis");
     let stamp = venv.join("installed");
     let place = venv.display().to_string();
     // Its programs know where they are: moved elsewhere they don't start.
-    let installed = format!("{SCHEMATHESIS} and {KUBERNETES_VALIDATE} in {place}");
+    let installed = format!("{SCHEMATHESIS}, {KUBERNETES_VALIDATE} and {GRAFANA_SDK} in {place}");
     if std::fs::read_to_string(&stamp).is_ok_and(|text| text == installed) {
         return Ok(program);
     }
@@ -95,7 +96,14 @@ pub(crate) fn schemathesis() -> Result<PathBuf> {
     let pip = venv.join("bin/pip").display().to_string();
     cargo::call(
         &pip,
-        &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS, KUBERNETES_VALIDATE],
+        &[
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            SCHEMATHESIS,
+            KUBERNETES_VALIDATE,
+            GRAFANA_SDK,
+        ],
     )?;
     std::fs::write(&stamp, installed).context("remember what was installed")?;
     Ok(program)

@@ -1,6 +1,8 @@
 //! Runs the tests of the sandbox on other kernels: Debian's cloud kernels under emulation, with
 //! control groups of version 2 only, whatever this machine has. Not a part of CI: emulation is slow.
 
+mod suites;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -18,7 +20,24 @@ const KERNELS: &[&str] = &["6.1", "6.12"];
 /// What the first few moments need; whatever they depend on is found in the kernel's own list.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "overlay"];
 
-/// Which tests, each with what it is filtered by.
+/// What is tested in a machine.
+struct Matrix {
+    /// Of the disk that is made for it.
+    name: &'static str,
+    /// Test programs, each with what it is filtered by.
+    tests: &'static [(&'static str, &'static str)],
+    /// What the machine has from Debian.
+    packages: &'static str,
+    /// A dead machine is found after this.
+    seconds: u32,
+}
+
+/// How much longer than elsewhere things may take under emulation.
+const TIME_SCALE: u32 = 10;
+
+const SANDBOX: Matrix =
+    Matrix { name: "root", tests: TESTS, packages: "python3,iproute2,procps", seconds: 4500 };
+
 const TESTS: &[(&str, &str)] = &[
     // The machine has no registry; what is tested there is the kernel.
     (
@@ -32,27 +51,53 @@ const TESTS: &[(&str, &str)] = &[
     ),
     ("limits", "--skip processors --skip wall_time --skip cpu_time --skip the_smallest_value"),
     ("crash", "--skip a_pull_under_way --skip a_store_whose"),
+    // It sets the clock, and so can be run nowhere else.
+    ("clock", ""),
 ];
 
 /// The same on a kernel that lacks something.
 const DEGRADED: &[(&str, &str)] = &[("degraded", "")];
 
-/// A dead machine is found after this.
-const BOOT_SECONDS: u32 = 4500;
-
+/// The tests of the sandbox, also where the kernel lacks something.
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
+    run(words, &SANDBOX, &[(TESTS.to_vec(), ""), (DEGRADED.to_vec(), "cgroup_disable=memory")])
+}
+
+/// The black-box suites, or those of them that are named.
+pub(crate) fn suites(words: &[String]) -> Result<ExitCode> {
+    let (kernels, names): (Vec<String>, Vec<String>) =
+        words.iter().cloned().partition(|word| KERNELS.contains(&word.as_str()));
+    let all = suites::SUITES.tests;
+    for name in &names {
+        ensure!(all.iter().any(|(test, _)| test == name), "there is no suite {name}");
+    }
+    let wanted = |test: &str| names.is_empty() || names.iter().any(|name| name == test);
+    let tests = all.iter().copied().filter(|(test, _)| wanted(test)).collect();
+    run(&kernels, &suites::SUITES, &[(tests, "")])
+}
+
+/// Test programs with their filters, and what the kernel is told when they are run.
+type Boot = (Vec<(&'static str, &'static str)>, &'static str);
+
+fn run(words: &[String], matrix: &Matrix, boots: &[Boot]) -> Result<ExitCode> {
+    ensure!(
+        words.iter().all(|word| KERNELS.contains(&word.as_str())),
+        "the kernels are {}",
+        KERNELS.join(" and ")
+    );
     packages::install(PACKAGES)?;
     let place = cargo::target().join("vm");
     std::fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
-    let disk = disk(&place)?;
+    let disk = disk(&place, matrix, boots)?;
+    println!("emulated: everything may take {TIME_SCALE} times as long as elsewhere");
     let mut bad = 0;
     for version in
         KERNELS.iter().filter(|version| words.is_empty() || words.iter().any(|word| word == *version))
     {
         let kernel = Kernel::fetch(&place, version)?;
         let initramfs = kernel.initramfs(&place)?;
-        for (tests, option) in [(TESTS, ""), (DEGRADED, "cgroup_disable=memory")] {
-            let results = boot(&kernel, &initramfs, &disk, tests, option)?;
+        for (tests, option) in boots {
+            let results = boot(&kernel, &initramfs, &disk, matrix.seconds, (tests, option))?;
             for (test, _) in tests {
                 let line = results.iter().find(|line| line.starts_with(&format!("{test} ")));
                 let good = line.is_some_and(|line| line.ends_with(" 0"));
@@ -65,8 +110,8 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
 }
 
 /// A small Debian with the test programs, which are static and bring what they need beside them.
-fn disk(place: &Path) -> Result<PathBuf> {
-    let root = place.join("root");
+fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
+    let root = place.join(matrix.name);
     if !root.join("usr/bin/python3").exists() {
         let _ = std::fs::remove_dir_all(&root);
         let folder = root.display().to_string();
@@ -77,7 +122,7 @@ fn disk(place: &Path) -> Result<PathBuf> {
                 "--mode=root",
                 "--variant=minbase",
                 "--format=directory",
-                "--include=python3,iproute2,procps",
+                &format!("--include={}", matrix.packages),
                 "--skip=output/dev,output/mknod",
                 "bookworm",
                 &folder,
@@ -88,7 +133,7 @@ fn disk(place: &Path) -> Result<PathBuf> {
     let _ = std::fs::remove_dir_all(&tests);
     std::fs::create_dir_all(tests.join("deps")).context("create a folder for the tests")?;
     let mut names = vec!["--bins"];
-    let tested: Vec<&str> = TESTS.iter().chain(DEGRADED).map(|(test, _)| *test).collect();
+    let tested: Vec<&str> = boots.iter().flat_map(|(tests, _)| tests).map(|(test, _)| *test).collect();
     tested.iter().for_each(|test| names.extend(["--test", test]));
     for (name, program) in cargo::build_tests(&names)? {
         let folder = if tested.contains(&name.as_str()) { tests.join("deps") } else { tests.clone() };
@@ -98,8 +143,16 @@ fn disk(place: &Path) -> Result<PathBuf> {
     cargo::run(&["test", "--quiet", "--package", "sandglass-test-support", "every_guest"], &[])?;
     let guests = cargo::target().join("guest").display().to_string();
     cargo::call("cp", &["-a", &guests, &tests.display().to_string()])?;
-    std::fs::write(root.join("go"), go()).context("write the machine's script")?;
-    let image = place.join("root.img");
+    if matrix.packages.contains("docker-registry") {
+        // The images of its registry are made here as well.
+        cargo::run(&["run", "--quiet", "--package", "sandglass-test-support", "--bin", "test-images"], &[])?;
+        let (from, to) = (cargo::target().join("images"), tests.join("images"));
+        std::fs::create_dir_all(&to).context("create a folder for images")?;
+        let copy = "cp -a \"$0\"/registry-* \"$1\"";
+        cargo::call("sh", &["-c", copy, &from.display().to_string(), &to.display().to_string()])?;
+    }
+    std::fs::write(root.join("go"), go(boots)).context("write the machine's script")?;
+    let image = place.join(format!("{}.img", matrix.name));
     let _ = std::fs::remove_file(&image);
     let (image_text, root_text) = (image.display().to_string(), root.display().to_string());
     cargo::call("mke2fs", &["-q", "-t", "ext4", "-d", &root_text, &image_text, "3G"])?;
@@ -107,13 +160,14 @@ fn disk(place: &Path) -> Result<PathBuf> {
 }
 
 /// What the machine does once it has its disk.
-fn go() -> String {
-    let mut script = String::from(
-        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0 SANDGLASS_ATTACKED_IMAGE=host\n\
+fn go(boots: &[Boot]) -> String {
+    let mut script = format!(
+        "export SANDGLASS_OWN_MACHINE=1 SANDGLASS_TIME_SCALE={TIME_SCALE}\n\
+         export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0 SANDGLASS_ATTACKED_IMAGE=host\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup; ip link set lo up; ulimit -n 65536\n",
     );
-    for (test, filter) in TESTS.iter().chain(DEGRADED) {
+    for (test, filter) in boots.iter().flat_map(|(tests, _)| tests) {
         script += &format!(
             "grep -q 'tests=.*{test}' /proc/cmdline && {{ timeout 2400 /t/deps/{test} --test-threads=2 {filter} > /tmp/out 2>&1; code=$?\n\
              grep -E '^test |^[A-Z]-[0-9]|^red |panicked|^assertion|left:|right:' /tmp/out; echo \"VM-RESULT {test} $code\"; }}\n"
@@ -241,15 +295,15 @@ fn boot(
     kernel: &Kernel,
     initramfs: &Path,
     disk: &Path,
-    tests: &[(&str, &str)],
-    option: &str,
+    seconds: u32,
+    (tests, option): (&[(&str, &str)], &str),
 ) -> Result<Vec<String>> {
     let tests: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
     eprintln!("$ qemu-system-x86_64 … {}", kernel.release);
     let image = kernel.folder.join("boot").join(format!("vmlinuz-{}", kernel.release));
     let mut machine = Command::new("timeout");
     machine
-        .arg(BOOT_SECONDS.to_string())
+        .arg(seconds.to_string())
         .args([
             "qemu-system-x86_64",
             "-M",

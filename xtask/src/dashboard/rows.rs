@@ -242,6 +242,15 @@ const ANATOMY: &[Panel] = &[
         )],
     ),
     lines(
+        "Prepared ahead",
+        "percentunit",
+        "Runs that found a sandbox which was prepared before they came. Few: raise `prepared_max`.",
+        &[(
+            "sum(rate(sandglass_sandbox_pool_hits_total{@}[$__rate_interval])) / (sum(rate(sandglass_sandbox_pool_hits_total{@}[$__rate_interval])) + sum(rate(sandglass_sandbox_pool_misses_total{@}[$__rate_interval])))",
+            "hits",
+        )],
+    ),
+    lines(
         "Teardown",
         "s",
         "p95 from a run's end to its last trace. Nobody waits for it but the slot.",
