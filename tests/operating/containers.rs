@@ -8,7 +8,7 @@ use support::{Finished, Folder, Value, skip, target, tool};
 use crate::{file, text};
 
 /// Tools that come from elsewhere than Debian; `cargo xtask test` puts them there.
-fn from_elsewhere(path: &str) -> Option<PathBuf> {
+pub(crate) fn from_elsewhere(path: &str) -> Option<PathBuf> {
     let program = target().join(path);
     program.is_file().then_some(program)
 }
