@@ -211,23 +211,34 @@ pub(super) async fn fetch(
         if lease.reference == "host" {
             return Err(problem::INVALID_REQUEST.detail("`host` is this machine; there is nothing to fetch"));
         }
-        let owner = lease.owner.clone();
+        let (owner, reference) = (lease.owner.clone(), lease.reference.clone());
         let whose = owner.as_ref().map_or(Whose::Everybodys, Whose::Own);
-        match app.images.get_of(whose, &lease.reference) {
+        match here(app, whose, &reference, request.pinned).await {
             // Somebody has removed it in the moment between; its layers are held, so it is soon back.
             Err(ImageError::NotPresent { .. }) if pull != Pull::Never => pull = Pull::Missing,
             found => {
-                drop(found?);
-                if let Some(pinned) = request.pinned {
-                    app.images.pin_of(whose, &lease.reference, pinned).await?;
-                }
-                let reference = lease.reference.clone();
+                let found = found?;
                 // Or it would be in use by us.
                 drop(lease);
-                return Ok(app.images.get_of(whose, &reference)?.into());
+                // Removed since, it was here all the same.
+                let gone = ImageInfo { in_use: false, ..found };
+                return Ok(app.images.get_of(whose, &reference).unwrap_or(gone).into());
             }
         }
     }
+}
+
+/// What is there under that name, kept from collection from now on or not, if somebody wants either.
+async fn here(
+    app: &App,
+    whose: Whose<'_>,
+    reference: &str,
+    pinned: Option<bool>,
+) -> Result<ImageInfo, ImageError> {
+    if let Some(pinned) = pinned {
+        app.images.pin_of(whose, reference, pinned).await?;
+    }
+    app.images.get_of(whose, reference)
 }
 
 /// Shows one image of the store.
