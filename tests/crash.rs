@@ -35,14 +35,18 @@ fn stubborn_runs(count: usize) -> Vec<Value> {
 fn with_guests(mut body: Value, name: &str) -> Value {
     body["files"] = json!([guest::file(name)]);
     body["limits"]["processes"] = json!(8);
-    body["limits"]["cpus"] = json!(0.02);
+    body["limits"]["cpus"] = json!(0.05);
     body
 }
 
 fn start_all(daemon: &Daemon, count: usize) -> Vec<String> {
     let ids: Vec<String> = stubborn_runs(count).iter().map(|run| daemon.run_async(run)).collect();
     for id in &ids {
-        daemon.wait_for_state(id, "running");
+        let run = within(Duration::from_secs(120), &format!("the start of run {id}"), || {
+            let run = daemon.show(id);
+            (run["state"] == "running" || run["state"] == "finished").then_some(run)
+        });
+        assert_eq!(run["state"], "running", "{run:#}");
     }
     ids
 }

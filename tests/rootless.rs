@@ -3,7 +3,7 @@
 
 use support::image::{Image, Layer};
 use support::user::{DEGRADED, SUB_IDS};
-use support::{Registry, Service, User, Value, json};
+use support::{Delegated, Registry, Service, User, Value, json};
 
 fn states(service: &Service) -> Value {
     let info = service.get("/info").expect(200);
@@ -75,6 +75,46 @@ fn with_agreement_every_other_wall_stands() {
     assert!(line("CapEff:").ends_with("0000000000000000") && line("NoNewPrivs:").ends_with('1'), "{status}");
     assert_eq!(line("Uid:").split_whitespace().nth(1), Some(user.id().to_string().as_str()));
     assert_eq!(service.stop(), Some(0));
+}
+
+/// All that is missing then is what only root of the machine can give.
+#[test]
+fn with_a_control_group_that_was_delegated_every_limit_holds() {
+    let user = User::new();
+    let group = Delegated::to(user.id());
+    let service = user.serve_in(&group, &["--allow-host-image"]);
+    let expected = json!({
+        "namespaces": "up", "root": "up", "capabilities": "up", "seccomp": "up", "landlock": "up", "proc": "up",
+        "devices": "up", "kill": "up", "cgroup_memory": "up", "cgroup_pids": "up", "cgroup_cpu": "up",
+        "ids": "weaker", "layers": "weaker",
+    });
+    assert_eq!(states(&service), expected);
+    let run = |script: &str, limits: Value| {
+        let limits = [("wall_time_ms", json!(120_000)), ("cpu_time_ms", json!(120_000))]
+            .into_iter()
+            .chain(
+                limits.as_object().cloned().unwrap_or_default().iter().map(|(k, v)| (k.as_str(), v.clone())),
+            )
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<Value>();
+        let request = json!({ "image": "host", "cmd": "sh", "args": ["-c", script], "limits": limits });
+        let done = service.run(&request);
+        assert_eq!(done["not_enforced"], json!([]), "{done:#}");
+        done
+    };
+    assert_eq!(run("echo fine", json!({}))["stdout"], "fine\n");
+    let full = run("head -c 200000000 /dev/zero | tail", json!({ "memory_bytes": 32 << 20 }));
+    assert_eq!(full["outcome"], "memory_limit", "{full:#}");
+    let many = run("for i in $(seq 50); do sleep 30 & done; echo more", json!({ "processes": 10 }));
+    assert!(many["limit_hits"].to_string().contains("processes"), "{many:#}");
+    let busy = run("while :; do :; done", json!({ "cpu_time_ms": 200 }));
+    assert_eq!(busy["outcome"], "cpu_time_limit", "{busy:#}");
+    // Who leaves children behind takes them along.
+    let left = run("setsid sleep 600 & echo gone", json!({}));
+    assert_eq!(left["stdout"], "gone\n");
+    assert_eq!(service.stop(), Some(0));
+    let left: Vec<_> = group.inside().into_iter().filter(|path| !path.ends_with("supervisor")).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Marks of the overlay that only root of the machine may set have others in their place.

@@ -36,7 +36,7 @@ struct Matrix {
 const TIME_SCALE: u32 = 10;
 
 const SANDBOX: Matrix =
-    Matrix { name: "root", tests: TESTS, packages: "python3,iproute2,procps", seconds: 4500 };
+    Matrix { name: "root", tests: TESTS, packages: "python3,iproute2,procps,uidmap", seconds: 4500 };
 
 const TESTS: &[(&str, &str)] = &[
     // The machine has no registry; what is tested there is the kernel.
@@ -47,12 +47,14 @@ const TESTS: &[(&str, &str)] = &[
     (
         "security",
         "--skip images:: --skip registries:: --skip api:: --skip modes:: --skip an_image_s --skip no_spelling \
-         --skip our_own_program",
+         --skip our_own_program --skip who_unpacks",
     ),
     ("limits", "--skip processors --skip wall_time --skip cpu_time --skip the_smallest_value"),
     ("crash", "--skip a_pull_under_way --skip a_store_whose"),
     // It sets the clock, and so can be run nowhere else.
     ("clock", ""),
+    // Here a user can be given control groups of version 2 with controllers, whatever this machine has.
+    ("rootless", "with_a_control_group"),
 ];
 
 /// The same on a kernel that lacks something.
@@ -112,7 +114,7 @@ fn run(words: &[String], matrix: &Matrix, boots: &[Boot]) -> Result<ExitCode> {
 /// A small Debian with the test programs, which are static and bring what they need beside them.
 fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
     let root = place.join(matrix.name);
-    if !root.join("usr/bin/python3").exists() {
+    if !["python3", "newuidmap"].iter().all(|name| root.join("usr/bin").join(name).exists()) {
         let _ = std::fs::remove_dir_all(&root);
         let folder = root.display().to_string();
         cargo::call(
@@ -170,7 +172,7 @@ fn go(boots: &[Boot]) -> String {
     for (test, filter) in boots.iter().flat_map(|(tests, _)| tests) {
         script += &format!(
             "grep -q 'tests=.*{test}' /proc/cmdline && {{ timeout 2400 /t/deps/{test} --test-threads=2 {filter} > /tmp/out 2>&1; code=$?\n\
-             grep -E '^test |^[A-Z]-[0-9]|^red |panicked|^assertion|left:|right:' /tmp/out; echo \"VM-RESULT {test} $code\"; }}\n"
+             grep -E -A5 '^test |^[A-Z]-[0-9]|^red |panicked|^assertion|left:|right:' /tmp/out; echo \"VM-RESULT {test} $code\"; }}\n"
         );
     }
     script + "echo o > /proc/sysrq-trigger; sleep 60\n"

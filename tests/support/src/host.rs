@@ -106,6 +106,11 @@ pub fn children(pid: i32) -> Vec<i32> {
     below.map(|(child, _)| child).filter(|child| !is_prepared(*child)).collect()
 }
 
+/// The parent of a process, while it lives.
+pub fn parent(pid: i32) -> Option<i32> {
+    parents().remove(&pid)
+}
+
 /// Whether this is the keeper of a sandbox that has no run yet.
 fn is_prepared(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "prepared\n")

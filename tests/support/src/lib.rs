@@ -5,6 +5,7 @@
 //! A helper that can't do its work panics with a sentence; a test has nothing better to do with an error.
 
 pub mod daemon;
+pub mod delegated;
 pub mod docker;
 pub mod dockerfile;
 pub mod events;
@@ -17,6 +18,7 @@ pub mod registry;
 pub mod stock;
 pub mod user;
 
+pub mod glimpse;
 pub mod guest;
 pub mod guide;
 pub mod host;
@@ -30,8 +32,10 @@ mod wait;
 
 pub use command::{Finished, sandglass, sandglass_launcher, tool};
 pub use daemon::{Builder, Daemon};
+pub use delegated::Delegated;
 pub use docker::Docker;
 pub use events::{Event, Events};
+pub use glimpse::Glimpse;
 pub use host::Host;
 pub use http::{Request, Response};
 pub use image::{Compression, Image, Layer};

@@ -3,7 +3,7 @@
 use std::os::unix::fs::chown;
 use std::process::Command;
 
-use crate::{Finished, Folder, Process, Registry, Service, sandglass, sandglass_launcher, tool};
+use crate::{Delegated, Finished, Folder, Process, Registry, Service, sandglass, sandglass_launcher, tool};
 
 /// Nobody on the machine has this number.
 const USER: u32 = 47_110;
@@ -19,7 +19,8 @@ echo "tester:x:$0:" >> /etc/group
 printf '%s' "$1" > /etc/subuid
 printf '%s' "$1" > /etc/subgid
 umount --lazy /mnt
-shift
+for door in $2; do echo $$ > "$door"; done
+shift 2
 exec setpriv --reuid "$0" --regid "$0" --clear-groups "$@"
 "#;
 
@@ -49,9 +50,15 @@ impl User {
 
     /// `sandglass WORDS…` as that user, whose sub-ids are the lines given.
     pub fn command(&self, sub_ids: &str, words: &[&str]) -> Command {
+        self.command_in(None, sub_ids, words)
+    }
+
+    fn command_in(&self, group: Option<&Delegated>, sub_ids: &str, words: &[&str]) -> Command {
+        let doors = group.into_iter().flat_map(Delegated::doors);
+        let doors: Vec<String> = doors.map(|door| door.display().to_string()).collect();
         let mut command = Command::new(tool("unshare"));
         command
-            .args(["--mount", "sh", "-c", BECOME, &USER.to_string(), sub_ids])
+            .args(["--mount", "sh", "-c", BECOME, &USER.to_string(), sub_ids, &doors.join(" ")])
             .arg(self.0.join("sandglass"));
         command.args(words).env("SANDGLASS_DATA_DIR", self.0.join("data")).env("SANDGLASS_DOCKER_CONFIG", "");
         command
@@ -66,6 +73,14 @@ impl User {
     pub fn serve(&self, registry: &Registry) -> Service {
         let flag = format!("--insecure-registry={}", registry.host());
         let command = self.command(SUB_IDS, &["serve", "--listen=127.0.0.1:0", DEGRADED, &flag]);
+        Service::wait_for(Process::start("sandglass serve", command))
+    }
+
+    /// A service that lives in that control group and has to do without nothing that it can give.
+    #[track_caller]
+    pub fn serve_in(&self, group: &Delegated, words: &[&str]) -> Service {
+        let words = [&["serve", "--listen=127.0.0.1:0"], words].concat();
+        let command = self.command_in(Some(group), SUB_IDS, &words);
         Service::wait_for(Process::start("sandglass serve", command))
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use crate::sys;
+use crate::{rootfs, sys};
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone)]
@@ -162,8 +162,12 @@ pub(super) fn unified_base(mount: &Mount, parent: Option<&Path>) -> io::Result<P
     Ok(if is_delegated(&own) { own } else { mount.point.clone() })
 }
 
-/// systemd marks what it has delegated.
+/// systemd marks what it has delegated; and what somebody who is not root of the machine may write to was
+/// given to them, by whatever means.
 fn is_delegated(path: &Path) -> bool {
+    if rootfs::own_user_namespace() && is_writable(path) {
+        return true;
+    }
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()) else { return false };
     [c"trusted.delegate", c"user.delegate"]
         .into_iter()
