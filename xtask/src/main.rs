@@ -35,7 +35,8 @@ cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS
 cargo xtask soak      faults: the tests of faults, drains and upgrades, twenty times ([ROUNDS])
 cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGE…])
-cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down
+cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down;
+                      or in one manner (alone, crowd, loaded), or those with a word in their names
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
 cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
 
