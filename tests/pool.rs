@@ -107,6 +107,25 @@ fn a_prepared_sandbox_that_dies_is_nobody_s_loss() {
     }
 }
 
+/// Two images by turns: what waits is mostly for the other one.
+#[test]
+fn a_run_never_gets_a_sandbox_that_was_prepared_for_another_image() {
+    let registry = Registry::start();
+    for name in ["one", "two"] {
+        registry.push("told", name, &told(&format!("{name}\n")));
+    }
+    let daemon = Daemon::builder().registry(&registry).flag("--prepared-max", 2).start();
+    for _ in 0..4 {
+        for name in ["one", "two"] {
+            let image = registry.image(&format!("told:{name}"));
+            for _ in 0..3 {
+                assert_eq!(daemon.run(&leave_a_trace(&image))["stdout"], format!("{name}\nsandbox\n"));
+            }
+            wait_for_prepared(&daemon);
+        }
+    }
+}
+
 /// A layer that is fetched again has the name of the one that was removed and is another tree.
 #[test]
 fn a_removed_image_s_sandboxes_are_not_used_for_its_successor() {

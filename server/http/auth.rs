@@ -52,6 +52,11 @@ impl Caller {
     pub fn image_owner(&self) -> Option<&PrincipalName> {
         Some(&self.principal.name).filter(|name| !name.is_anonymous())
     }
+
+    /// Whether what belongs to that principal is there for this caller.
+    pub fn sees(&self, owner: &PrincipalName) -> bool {
+        self.principal.sees(owner) || !walls::stands("own_runs")
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

@@ -221,7 +221,7 @@ fn finished(batch: &Batch) -> Result<Response, Problem> {
 /// Another's batch is none.
 fn find(app: &App, caller: &Caller, id: &str) -> Result<BatchHandle, Problem> {
     let handle = id.parse().ok().and_then(|id| app.batches.get(id));
-    let own = handle.filter(|handle| caller.principal.sees(&handle.batch().principal));
+    let own = handle.filter(|handle| caller.sees(&handle.batch().principal));
     own.ok_or_else(|| problem::BATCH_NOT_FOUND.problem())
 }
 

@@ -35,6 +35,7 @@ impl IdempotencyKey {
     pub fn of(self, owner: &str, body: &Value) -> Option<Key> {
         let Self(name) = self;
         let canonical = serde_json::to_vec(body).unwrap_or_default();
+        let owner = if walls::stands("own_keys") { owner } else { "" };
         name.map(|name| Key { owner: owner.to_owned(), name, body: Sha256::digest(canonical).into() })
     }
 }

@@ -91,7 +91,7 @@ impl FromRequestParts<Arc<App>> for RunPath {
         let caller = Caller::from_request_parts(parts, app).await?;
         // Where there is only one principal there is nothing to look up.
         if !caller.principal.is_anonymous() {
-            let owner = app.engine.owner(id).await?.filter(|owner| caller.principal.sees(owner));
+            let owner = app.engine.owner(id).await?.filter(|owner| caller.sees(owner));
             owner.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
         }
         Ok(Self(id))

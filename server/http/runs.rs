@@ -236,7 +236,7 @@ pub async fn list(
     let filter = Filter::read(&mut query);
     query.finish()?;
     let before = filter.before;
-    let matches = move |run: &Run| caller.principal.sees(&run.principal) && filter.matches(run);
+    let matches = move |run: &Run| caller.sees(&run.principal) && filter.matches(run);
     let found = app.engine.list(before, limit, PAGE_BYTES_MAX, matches).await?;
     let next_cursor = found.until.map(|run| run.to_string());
     let runs = found.runs.iter().map(|run| RunReply::from(&**run)).collect();

@@ -8,6 +8,8 @@ mod attack;
 
 mod cross_run;
 mod filesystem;
+mod frozen;
+mod helpers;
 mod images;
 mod ipc;
 mod kernel;
@@ -19,3 +21,4 @@ mod proc;
 mod processes;
 mod registries;
 mod resources;
+mod strangers;

@@ -165,3 +165,30 @@ threading.Event().wait()";
     }
     scene.host.assert_unchanged();
 }
+
+/// Whatever the other walls do, what only root of the machine may read comes back from nowhere.
+#[test]
+fn nothing_that_is_handed_out_is_one_of_the_files_of_the_machine() {
+    let scene = Scene::set();
+    let script = "
+import os
+for i, place in enumerate(['', '/proc/1/root', '/proc/self/root', '/proc/1/cwd']): os.symlink(place + 'CANARY', '/w/%d' % i)
+os.symlink('/proc/1/root' + os.path.dirname('CANARY'), '/w/dir')";
+    let run = scene.run(script, &["0", "1", "2", "3", "[0-9]", "dir/the-canary", "*/*", "**/the-canary"]);
+    assert_eq!(run["outcome"], "exited", "{run:#}");
+    scene.host.assert_unchanged();
+}
+
+/// F-11: what is asked for costs time, too.
+#[test]
+fn patterns_that_look_at_more_names_than_they_may_are_told_so() {
+    let scene = Scene::set();
+    let script = "
+import os
+for i in range(4000): open('/w/%d' % i, 'w')";
+    let patterns: Vec<String> = (0..64).map(|number| format!("x{number}*")).collect();
+    let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+    let run = scene.run(script, &patterns);
+    assert_eq!(told(&run).last(), Some(&("", "the patterns look at more than 200000 names")), "{run:#}");
+    scene.host.assert_unchanged();
+}

@@ -73,8 +73,10 @@ struct Receiver<'a, R> {
 }
 
 impl<R: AsyncRead + Unpin> Receiver<'_, R> {
+    /// No more than whoever keeps to its bounds can have to tell: each file that it may hand out, that there
+    /// were more, every pattern that means nothing, and the end.
     async fn read(&mut self) -> io::Result<()> {
-        loop {
+        for _ in 0..FILES_MAX + self.spec.outputs.len() + 2 {
             match self.record().await? {
                 OutputRecord::File { path, size } => {
                     let content = self.content(size).await?;
@@ -91,6 +93,7 @@ impl<R: AsyncRead + Unpin> Receiver<'_, R> {
                 OutputRecord::End => return Ok(()),
             }
         }
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     async fn record(&mut self) -> io::Result<OutputRecord> {
@@ -195,7 +198,10 @@ mod tests {
     #[tokio::test]
     async fn a_story_without_an_end_is_told_as_one() {
         let long = u32::MAX.to_le_bytes().to_vec();
-        for parts in [&[][..], &[file("a", b"one")[..20].to_vec()], &[long], &[file("a", b"one")]] {
+        let refused = record(&OutputRecord::Refused { path: "r".into(), error: "is a FIFO".into() });
+        let endless = refused.repeat(10 * FILES_MAX);
+        for parts in [&[][..], &[file("a", b"one")[..20].to_vec()], &[long], &[file("a", b"one")], &[endless]]
+        {
             let collected = receive_all(parts).await;
             let last = collected.outputs.last().unwrap();
             assert!(

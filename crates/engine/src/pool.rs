@@ -121,7 +121,7 @@ impl<S> Pool<S> {
     /// Forgets every sandbox that has layers when some have been removed since the last call: a layer
     /// that is fetched again has the same name and is another.
     pub(crate) fn heed_removals(&mut self, removals: u64) {
-        if self.removals != removals {
+        if self.removals != removals && walls::stands("removed_layers") {
             self.removals = removals;
             self.waiting.retain(|(outline, _)| outline.rootfs.is_none());
         }

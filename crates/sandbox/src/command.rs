@@ -6,10 +6,6 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, Scope,
-};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -24,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::{LaunchSpec, Outline};
 use crate::step::{At, Failure};
-use crate::{inside, packet, seccomp, sys};
+use crate::{dir, fence, inside, packet, seccomp, sys};
 
 /// Where programs are looked for when neither image nor request says.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -61,7 +57,7 @@ struct Told {
 
 /// Waits, and becomes the program or says why not. A closed socket means that nothing will run.
 pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
-    let said = match fence(outline) {
+    let said = match put_up_walls(outline) {
         Err(failure) => Said::Failed(failure.into()),
         Ok(()) => match receive(launch.as_fd()) {
             Ok(None) => std::process::exit(0),
@@ -79,7 +75,7 @@ pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
 /// Every wall that doesn't depend on what the program will be, put up while nobody waits: installing the
 /// filter alone takes longer than all that is left. What is done behind these walls afterwards, laying
 /// files in and giving up the last privileges, is nothing that they forbid.
-fn fence(outline: &Outline) -> Result<(), Failure> {
+fn put_up_walls(outline: &Outline) -> Result<(), Failure> {
     let stands = |wall| outline.stands(wall);
     setsid().at("new session for the command")?;
     sys::default_signals();
@@ -90,7 +86,10 @@ fn fence(outline: &Outline) -> Result<(), Failure> {
         bound_capabilities(outline)?;
     }
     if stands("landlock") && stands("no_new_privs") {
-        fence_files().map_err(|error| Failure::new("fence files with Landlock", error))?;
+        let root = dir::open_dir("/".as_ref()).at("open the root")?;
+        // The kernel opens message queues in a mount of its own, which is below no root.
+        let queues = dir::open_dir("/dev/mqueue".as_ref()).at("open message queues")?;
+        fence::put_up(&[root.as_fd(), queues.as_fd()], fence::for_programs())?;
     }
     // Where it must stay on its processors the filter comes once those are known.
     if stands("seccomp") && stands("no_new_privs") && !outline.pinned {
@@ -196,9 +195,6 @@ const TELLS: i32 = 3;
 /// Where a descriptor is left open that leads out, when a test asks whether the walls behind it hold.
 #[cfg(feature = "removable-walls")]
 const LEAKED: i32 = 9;
-
-/// The newest rules that are asked for; what the kernel doesn't know of them it leaves out.
-const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// Descriptors and umask.
 fn inherit(program: &Program<'_>, tells: BorrowedFd<'_>) -> Result<(), Failure> {
@@ -374,29 +370,6 @@ fn explain(program: &Program<'_>, at: Option<&CStr>, errno: Errno) -> String {
         }
         errno => format!("can't start {path:?}: {}", errno.desc()),
     }
-}
-
-/// The second wall behind the mount namespace: every file that is not below this root is out of
-/// reach even through a descriptor that leaked in. Older kernels enforce what they know.
-fn fence_files() -> Result<(), String> {
-    if sys::landlock_abi() == 0 {
-        return Ok(());
-    }
-    let root = PathFd::new("/").map_err(|error| error.to_string())?;
-    // The kernel opens message queues in a mount of its own, which is below no root.
-    let queues = PathFd::new("/dev/mqueue").map_err(|error| error.to_string())?;
-    let all = AccessFs::from_all(LANDLOCK_ABI);
-    let allowed = all & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(all)
-        .and_then(|rules| rules.scope(Scope::from_all(LANDLOCK_ABI)))
-        .and_then(Ruleset::create)
-        .and_then(|rules| rules.add_rule(PathBeneath::new(root, allowed)))
-        .and_then(|rules| rules.add_rule(PathBeneath::new(queues, allowed)))
-        .and_then(|rules| rules.restrict_self())
-        .map(drop)
-        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ use crate::{cgroup, inside, packet, proc};
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
 pub(crate) const NEW_ROOT: &str = "/newroot";
 
+/// Where init's own descriptors begin.
+const FIRST: i32 = 3;
+
 /// Keeper → init: what to build. Descriptors: root, dev, shm, then one for each of `extra`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Build {
@@ -61,6 +64,22 @@ pub(crate) struct Ends {
     pub(crate) tasks: Vec<OwnedFd>,
 }
 
+impl Ends {
+    /// Closes all else that was inherited: the layer store, the control groups and the keeper's sockets are
+    /// nothing for a process that lives beside a stranger's.
+    fn alone(self) -> nix::Result<Self> {
+        let all: Vec<BorrowedFd<'_>> =
+            [&self.sync, &self.launch].into_iter().chain(&self.tasks).map(AsFd::as_fd).collect();
+        let mut kept = sys::keep_descriptors(FIRST, &all, walls::stands("init_descriptors"))?.into_iter();
+        // Their numbers are others' now, or nobody's.
+        std::mem::forget(self);
+        match (kept.next(), kept.next()) {
+            (Some(sync), Some(launch)) => Ok(Self { sync, launch, tasks: kept.collect() }),
+            _ => Err(nix::errno::Errno::EBADF),
+        }
+    }
+}
+
 struct Parts {
     root: OwnedFd,
     dev: OwnedFd,
@@ -76,7 +95,8 @@ struct Early {
 
 /// Never returns: init's exit is the end of its PID namespace.
 pub(crate) fn main(outline: &Outline, id_width: u32, ends: Ends) -> ! {
-    let Ends { sync, launch, tasks } = ends;
+    // Without a word: what would tell it is what failed.
+    let Ok(Ends { sync, launch, tasks }) = ends.alone() else { std::process::exit(1) };
     let joined = cgroup::join(tasks).at("join cgroups");
     if let Err(failure) = joined.and_then(|()| live(outline, id_width, sync.as_fd(), launch)) {
         let _ = packet::send(sync.as_fd(), &Report::Failed(failure.into()), &[]);

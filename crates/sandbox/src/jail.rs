@@ -25,7 +25,7 @@ use crate::keeper::Ground;
 use crate::launcher::UnpackFn;
 use crate::protocol::{Event, Order};
 use crate::step::{At, Failure};
-use crate::{dir, packet, rootfs, seccomp, store, sys};
+use crate::{dir, fence, packet, rootfs, seccomp, store, sys};
 
 /// What says of a directory of a layer that it hides those below it.
 pub(crate) fn opaque_name() -> &'static CStr {
@@ -38,6 +38,9 @@ const USER_OPAQUE: &CStr = c"user.overlay.opaque";
 
 /// CHOWN, DAC_OVERRIDE and FOWNER: what it takes to write files as an image has them.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3;
+
+/// Where a jail's own descriptors begin.
+const FIRST: i32 = 3;
 
 /// No jail needs more: a zstd window of 128 MiB is the largest thing it holds.
 const ADDRESS_SPACE_BYTES: u64 = 1 << 30;
@@ -87,16 +90,17 @@ fn unpack_and_commit(
     store::check_name(layer)?;
     let tree = store::begin(&ground.layers, name).at("make layer directory")?;
     let (ours, theirs) = packet::pair().at("make jail socket")?;
+    let network = if walls::stands("jail_network") { libc::CLONE_NEWNET } else { 0 };
     let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS;
+        | libc::CLONE_NEWUTS
+        | network;
     let Some((pid, pidfd)) = sys::clone3(namespaces as u64, None).at("clone jail")? else {
-        drop(ours);
-        inside(&theirs, input, job, unpack)
+        inside(&theirs, &input, job, unpack)
     };
+    // The server must see when the jail has stopped reading.
     drop((theirs, input));
     let report = release(pid, &ours, &tree).and_then(|()| serve(&ours, &pidfd, control, &tree));
     let _ = sys::pidfd_kill(pidfd.as_fd());
@@ -183,15 +187,21 @@ pub(crate) fn mark_opaque(directory: &OwnedFd, tree: &OwnedFd) -> io::Result<()>
     Ok(sys::set_xattr(directory.as_fd(), opaque_name(), b"y")?)
 }
 
-fn inside(sync: &OwnedFd, input: OwnedFd, job: &str, unpack: UnpackFn) -> ! {
-    let word = match enter(sync.as_fd()) {
-        Err(failure) => Word::Failed(failure.into()),
-        Ok(root) => {
-            let mut mark = |directory: BorrowedFd<'_>| ask_opaque(sync.as_fd(), directory);
-            Word::Done(unpack(File::from(input), root, job, &mut mark))
-        }
-    };
-    let _ = packet::send(sync.as_fd(), &word, &[]);
+fn inside(sync: &OwnedFd, input: &OwnedFd, job: &str, unpack: UnpackFn) -> ! {
+    // What else the keeper has open, the whole store among it, is nothing for a stranger's archive.
+    let kept =
+        sys::keep_descriptors(FIRST, &[sync.as_fd(), input.as_fd()], walls::stands("jail_descriptors"));
+    if let Ok([sync, input]) = kept.map_or_else(|_| Err(Vec::new()), <[OwnedFd; 2]>::try_from) {
+        let word = match enter(sync.as_fd()) {
+            Err(failure) => Word::Failed(failure.into()),
+            Ok(root) => {
+                let mut mark = |directory: BorrowedFd<'_>| ask_opaque(sync.as_fd(), directory);
+                Word::Done(unpack(File::from(input), root, job, &mut mark))
+            }
+        };
+        let _ = packet::send(sync.as_fd(), &word, &[]);
+    }
+    // Nothing is dropped: most descriptors are closed already.
     std::process::exit(0);
 }
 
@@ -226,8 +236,15 @@ fn enter(sync: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES).at("set resource limits")?;
     let root = dir::open_dir(".".as_ref()).at("open layer directory")?;
     nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
-    sys::set_capabilities(CAPABILITIES).at("drop capabilities")?;
-    sys::seccomp(&seccomp::jail_filter()).at("install jail filter")?;
+    if walls::stands("jail_landlock") {
+        fence::put_up(&[root.as_fd()], fence::for_the_jail())?;
+    }
+    if walls::stands("jail_capabilities") {
+        sys::set_capabilities(CAPABILITIES).at("drop capabilities")?;
+    }
+    if walls::stands("jail_filter") {
+        sys::seccomp(&seccomp::jail_filter()).at("install jail filter")?;
+    }
     Ok(root)
 }
 

@@ -31,6 +31,7 @@ mod watch;
 mod after;
 
 mod command;
+mod fence;
 mod init;
 mod inside;
 mod passwd;

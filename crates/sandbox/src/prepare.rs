@@ -203,6 +203,9 @@ impl<'a> Outer<'a> {
 
     /// Sets the limits that the run has and the sandbox was not prepared for.
     pub(crate) fn adjust(&self, inner: &Inner, limits: &Limits) -> Result<(), Failure> {
+        if !walls::stands("sandbox_limits") {
+            return Ok(());
+        }
         self.group.change(&self.outline.limits, limits).at("set cgroup limits")?;
         inner.scratch.resize(&self.outline.limits, limits).at("resize scratch tmpfs")
     }

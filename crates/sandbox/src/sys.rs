@@ -123,16 +123,21 @@ pub(crate) fn close_from(first: RawFd) -> Result<()> {
 }
 
 /// In a forked child that ends by `exit`: puts these at `first` and the numbers after it and closes all
-/// others above.
-pub(crate) fn keep_descriptors<const N: usize>(
+/// others above, unless `close` says that they stay, which only tests of tests want.
+pub(crate) fn keep_descriptors(
     first: RawFd,
-    descriptors: [BorrowedFd<'_>; N],
-) -> Result<[OwnedFd; N]> {
-    let above = first + N as RawFd;
+    descriptors: &[BorrowedFd<'_>],
+    close: bool,
+) -> Result<Vec<OwnedFd>> {
+    let above = first + descriptors.len() as RawFd;
     // Out of each other's way first. What is not dropped here is closed below.
-    let mut aside = [0; N];
-    for (place, fd) in aside.iter_mut().zip(descriptors) {
-        *place = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(above))?;
+    let mut aside = Vec::with_capacity(descriptors.len());
+    for fd in descriptors {
+        aside.push(nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(above))?);
+    }
+    if !close {
+        // SAFETY: these were just made, and nobody else in this process owns them.
+        return Ok(aside.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect());
     }
     for (number, from) in (first..).zip(aside) {
         // SAFETY: dup2 touches no memory. Owners that this process still has above `first` are never
@@ -141,7 +146,7 @@ pub(crate) fn keep_descriptors<const N: usize>(
     }
     close_from(above)?;
     // SAFETY: these numbers were just filled with descriptors that nobody else in this process owns.
-    Ok(std::array::from_fn(|place| unsafe { OwnedFd::from_raw_fd(first + place as RawFd) }))
+    Ok((first..above).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// Makes `fd` the descriptor `number`, which a following exec then keeps.

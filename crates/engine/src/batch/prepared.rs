@@ -125,7 +125,8 @@ impl Shelf {
     pub(super) fn get(&self, id: PreparedId, principal: &PrincipalName) -> Option<Arc<Prepared>> {
         let mut all = self.prepared();
         let (prepared, used) = all.get_mut(&id)?;
-        if prepared.principal != *principal || prepared.expires <= clock::now() {
+        let is_own = prepared.principal == *principal || !walls::stands("own_prepared");
+        if !is_own || prepared.expires <= clock::now() {
             return None;
         }
         *used = Instant::now();

@@ -117,10 +117,13 @@ impl<'a> Walk<'a> {
         rest: &[Part],
         depth: usize,
     ) -> Result<bool, Over> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let flags = flags | standing("output_folders", OFlag::O_NOFOLLOW);
         let name = std::ffi::OsStr::from_bytes(name);
         match openat(dir, name, flags, Mode::empty()) {
-            Ok(inner) if depth < DEPTH_MAX => self.descend(&inner, &at.join(name), rest, depth + 1),
+            Ok(inner) if depth < DEPTH_MAX || !walls::stands("output_depth") => {
+                self.descend(&inner, &at.join(name), rest, depth + 1)
+            }
             Ok(_) => self.refuse(&at.join(name), "lies too deep"),
             Err(_) => Ok(false),
         }
@@ -137,11 +140,11 @@ impl<'a> Walk<'a> {
             if name == b"." || name == b".." {
                 continue;
             }
-            if self.names_left == 0 {
+            if self.names_left == 0 && walls::stands("output_names") {
                 self.refuse(at, &format!("the patterns look at more than {NAMES_MAX} names"))?;
                 return Err(Over);
             }
-            self.names_left -= 1;
+            self.names_left = self.names_left.saturating_sub(1);
             names.push(name.to_vec());
         }
         names.sort_unstable();
@@ -151,8 +154,11 @@ impl<'a> Walk<'a> {
     fn leaf(&mut self, dir: &OwnedFd, at: &Path, name: &[u8]) -> Result<bool, Over> {
         let path = at.join(std::ffi::OsString::from_vec(name.to_vec()));
         // Without O_NONBLOCK a FIFO would hold us; on this mount no device can be opened.
-        let flags =
-            OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY
+            | OFlag::O_NOCTTY
+            | OFlag::O_CLOEXEC
+            | standing("output_waits", OFlag::O_NONBLOCK)
+            | standing("output_links", OFlag::O_NOFOLLOW);
         let opened = openat(dir, std::ffi::OsStr::from_bytes(name), flags, Mode::empty());
         let file = match opened {
             Ok(file) => file,
@@ -178,11 +184,11 @@ impl<'a> Walk<'a> {
         let Some(name) = path.strip_prefix(&self.base).unwrap_or(path).to_str() else {
             return self.refuse(path, "has a name that is not UTF-8").map(drop);
         };
-        if self.files >= files_max {
+        if self.files >= files_max && walls::stands("output_files") {
             self.refuse(path, &format!("more than {files_max} files are asked for"))?;
             return Err(Over);
         }
-        if size > file_bytes_max {
+        if size > file_bytes_max && walls::stands("output_bytes") {
             let error = format!("has {size} bytes; an output may have {file_bytes_max}");
             return self.refuse(path, &error).map(drop);
         }
@@ -197,7 +203,7 @@ impl<'a> Walk<'a> {
     }
 
     fn refuse(&mut self, path: &Path, error: &str) -> Result<bool, Over> {
-        if self.files > self.outputs.files_max {
+        if self.files > self.outputs.files_max && walls::stands("output_files") {
             return Err(Over);
         }
         // Refusals are an answer too, and as limited in number.
@@ -212,6 +218,11 @@ impl<'a> Walk<'a> {
         self.pipe.write_all(&(text.len() as u32).to_le_bytes())?;
         Ok(self.pipe.write_all(&text)?)
     }
+}
+
+/// What a wall adds to the flags of an opening.
+fn standing(wall: &str, flag: OFlag) -> OFlag {
+    if walls::stands(wall) { flag } else { OFlag::empty() }
 }
 
 fn path_of(parts: &[Part]) -> PathBuf {
