@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Daemon, Liar, Lie, Registry, Value, guest, host, json, until, within};
+use support::{Daemon, Liar, Lie, Registry, Value, guest, host, json, scaled, until, within};
 
 /// Programs of the kinds that are hard to get rid of.
 fn stubborn_runs(count: usize) -> Vec<Value> {
@@ -61,6 +61,15 @@ fn alive(pids: &BTreeSet<i32>) -> Vec<String> {
         .collect()
 }
 
+#[track_caller]
+fn assert_dead_within(bound: Duration, pids: &BTreeSet<i32>) {
+    let (begun, bound) = (Instant::now(), scaled(bound));
+    while !alive(pids).is_empty() && begun.elapsed() < bound {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(alive(pids), Vec::<String>::new(), "still there after {bound:?}");
+}
+
 fn entries(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -76,8 +85,7 @@ fn a_server_that_is_killed_takes_its_fifty_runs_with_it() {
     let ours = host::processes_of(server, launcher);
     assert!(ours.len() >= 150, "a keeper, an init and a program for each run: {}", ours.len());
     daemon.kill9();
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(alive(&ours), Vec::<String>::new());
+    assert_dead_within(Duration::from_secs(1), &ours);
     assert_eq!(host::in_cgroups_of(launcher), BTreeSet::new());
 
     let mut daemon = daemon.restart();

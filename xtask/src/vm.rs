@@ -114,7 +114,9 @@ fn run(words: &[String], matrix: &Matrix, boots: &[Boot]) -> Result<ExitCode> {
 /// A small Debian with the test programs, which are static and bring what they need beside them.
 fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
     let root = place.join(matrix.name);
-    if !["python3", "newuidmap"].iter().all(|name| root.join("usr/bin").join(name).exists()) {
+    // What it was made of: other packages make another disk.
+    let stamp = place.join(format!("{}.packages", matrix.name));
+    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(matrix.packages) {
         let _ = std::fs::remove_dir_all(&root);
         let folder = root.display().to_string();
         cargo::call(
@@ -130,6 +132,7 @@ fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
                 &folder,
             ],
         )?;
+        std::fs::write(&stamp, matrix.packages).context("note what the disk is made of")?;
     }
     let tests = root.join("t");
     let _ = std::fs::remove_dir_all(&tests);

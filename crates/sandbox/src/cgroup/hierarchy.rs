@@ -179,34 +179,33 @@ pub(super) fn available_controllers(base: &Path) -> Vec<String> {
     all.split_whitespace().filter(|name| super::CONTROLLERS.contains(name)).map(String::from).collect()
 }
 
-/// Passes the controllers on to children of `base`. A cgroup that does so must not hold processes
-/// itself, so ours move into a leaf first where the kernel asks for it.
+/// Passes the controllers on to children of `base`. A cgroup that does so must not hold processes itself, so
+/// ours move into a leaf before: with `cpu` passed on, which may count threads, one that has processes is a
+/// cgroup of threads, and then it is too late. Only the top of all may have both.
 pub(super) fn delegate(base: &Path, controllers: &[String], supervised: &[i32]) -> io::Result<()> {
     let control = base.join("cgroup.subtree_control");
     let enabled = std::fs::read_to_string(&control)?;
-    for controller in controllers {
-        if enabled.split_whitespace().any(|name| name == controller) {
-            continue;
-        }
-        let word = format!("+{controller}");
-        match std::fs::write(&control, &word) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                move_to_leaf(base, supervised)?;
-                std::fs::write(&control, &word)?;
-            }
-            result => result?,
-        }
+    let is_missing = |controller: &&String| !enabled.split_whitespace().any(|name| name == *controller);
+    let missing: Vec<&String> = controllers.iter().filter(is_missing).collect();
+    if !missing.is_empty() && base.join("cgroup.type").exists() {
+        let inside = std::fs::read_to_string(base.join("cgroup.procs"))?;
+        let lives_here = |pid: &&i32| inside.lines().any(|line| line.parse() == Ok(**pid));
+        move_to_leaf(base, supervised.iter().filter(lives_here))?;
     }
-    Ok(())
+    missing.into_iter().try_for_each(|controller| std::fs::write(&control, format!("+{controller}")))
 }
 
-fn move_to_leaf(base: &Path, supervised: &[i32]) -> io::Result<()> {
+fn move_to_leaf<'a>(base: &Path, pids: impl Iterator<Item = &'a i32>) -> io::Result<()> {
+    let mut pids = pids.peekable();
+    if pids.peek().is_none() {
+        return Ok(());
+    }
     let leaf = base.join("supervisor");
     match std::fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    for pid in supervised {
+    for pid in pids {
         std::fs::write(leaf.join("cgroup.procs"), pid.to_string())?;
     }
     Ok(())
