@@ -18,9 +18,6 @@ pub(crate) const IMAGE: &str = "sandglass";
 /// What the base image has from Debian; the real one has more of it.
 const PACKAGES: &str = "gcc,libc6-dev,ca-certificates";
 
-const DEBIAN: &str = "sandglass-test/debian";
-const TOOLCHAIN: &str = "sandglass-test/toolchain";
-
 /// Cargo looks for crates beside its configuration, where cache mounts of the build don't hide them.
 const CRATES: &str =
     r#"[source.crates-io]\nreplace-with = "here"\n[source.here]\ndirectory = "/usr/local/cargo/vendor"\n"#;
@@ -43,34 +40,60 @@ fn build(place: &Path) -> PathBuf {
     // Kept, so that what has not changed is not built again.
     let docker = Docker::on(Some(place.join("engine")), &[], NO_NETWORKS);
     base(&docker, place);
-    let repository = repository();
-    step(&docker, place, &["--tag", IMAGE], &repository);
+    docker_build(&docker, place);
+    // What earlier builds have left, but for what the next one can use.
+    docker.docker(&["image", "prune", "--force"]);
+    docker.docker(&["builder", "prune", "--force", "--keep-storage=2GB"]);
     let image = place.join("image.tar");
     docker.docker(&["save", "--output", image.to_str().expect("a path is text"), IMAGE]);
     image
 }
 
-/// Makes the image that the Dockerfile begins with.
+/// Makes the image that the Dockerfile begins with, where it is not there or would be another by now.
 fn base(docker: &Docker, place: &Path) {
-    if docker.docker(&["images", "--quiet", DEBIAN]).is_empty() {
-        let tar = place.join("debian.tar");
-        stock::bootstrap(&tar, PACKAGES);
-        docker.docker(&["import", tar.to_str().expect("a path is text"), DEBIAN]);
-        fs::remove_file(tar).expect("remove an archive");
+    let (name, stamp) = (base_name(), place.join("base"));
+    let made_of = said(Command::new("rustc").arg("-vV")) + &said(Command::new("cat").arg("Cargo.lock"));
+    let is_there = !docker.docker(&["images", "--quiet", &name]).is_empty();
+    if is_there && fs::read_to_string(&stamp).is_ok_and(|text| text == made_of) {
+        return;
     }
-    let sysroot =
-        Finished::of(Command::new(tool("rustc")).args(["--print", "sysroot"]).current_dir(repository()));
-    let path = "/usr/local/rustup/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let text = format!(
-        "FROM {DEBIAN}\nCOPY bin /usr/local/rustup/bin\nCOPY lib /usr/local/rustup/lib\n\
-         ENV CARGO_HOME=/usr/local/cargo PATH={path}\n"
-    );
-    layer(docker, place, TOOLCHAIN, &text, Path::new(sysroot.stdout_text().trim()));
-    let vendor = vendor(place);
-    let text = format!(
-        "FROM {TOOLCHAIN}\nCOPY . /usr/local/cargo/vendor\nRUN printf '{CRATES}' > /usr/local/cargo/config.toml\n"
-    );
-    layer(docker, place, &base_name(), &text, &vendor);
+    if is_there {
+        docker.docker(&["rmi", "--force", &name]);
+    }
+    let vendor = place.join("vendor");
+    said(Command::new("cargo").args(["vendor", "--quiet", "--offline", "--locked"]).arg(&vendor));
+    let sysroot = said(Command::new("rustc").args(["--print", "sysroot"]));
+    let mut debian = stock::debian(PACKAGES);
+    debian.arg(format!("--customize-hook={}", toolchain_and_crates(sysroot.trim(), &vendor)));
+    // Never all of it on the disk twice.
+    let debian = debian.args(["bookworm", "-"]).stdout(Stdio::piped()).spawn();
+    let mut debian = debian.expect("start mmdebstrap");
+    let mut import = docker.command();
+    let path = "PATH=/usr/local/rustup/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    import.arg("import").arg(format!("--change=ENV CARGO_HOME=/usr/local/cargo {path}")).args(["-", &name]);
+    import.stdin(debian.stdout.take().expect("mmdebstrap has an output"));
+    let imported = import.output().expect("start docker import");
+    assert!(debian.wait().expect("wait for mmdebstrap").success(), "mmdebstrap could not make an image");
+    assert!(imported.status.success(), "docker import: {}", String::from_utf8_lossy(&imported.stderr));
+    fs::remove_dir_all(vendor).expect("remove the crates");
+    fs::write(stamp, made_of).expect("remember what it is made of");
+}
+
+/// Put into the Debian while it is made.
+fn toolchain_and_crates(sysroot: &str, vendor: &Path) -> String {
+    let vendor = vendor.display();
+    format!(
+        "mkdir -p \"$1\"/usr/local/rustup/bin \"$1\"/usr/local/cargo && cp -a {sysroot}/lib \"$1\"/usr/local/rustup/ \
+         && cp -a {sysroot}/bin/cargo {sysroot}/bin/rustc \"$1\"/usr/local/rustup/bin/ \
+         && cp -a {vendor} \"$1\"/usr/local/cargo/vendor && printf '{CRATES}' > \"$1\"/usr/local/cargo/config.toml"
+    )
+}
+
+/// What a program says in the repository, whose toolchain it uses.
+fn said(command: &mut Command) -> String {
+    let done = Finished::of(command.current_dir(repository()));
+    assert!(done.status.success(), "{command:?}: {}", done.stderr_text());
+    done.stdout_text()
 }
 
 /// What the Dockerfile's first stage begins with.
@@ -80,17 +103,8 @@ fn base_name() -> String {
     first.and_then(|rest| rest.split(' ').next()).expect("a Dockerfile begins with an image").to_owned()
 }
 
-/// An image on top of another one, with files from `context`.
-fn layer(docker: &Docker, place: &Path, name: &str, text: &str, context: &Path) {
-    let file = place.join("Dockerfile");
-    fs::write(&file, text).expect("write a Dockerfile");
-    // Documentation is more than half of a toolchain.
-    fs::write(place.join("Dockerfile.dockerignore"), "share\n").expect("write what is left out");
-    step(docker, place, &["--tag", name, "--file", file.to_str().expect("a path is text")], context);
-}
-
 /// `docker build`, with all that it says in a file, which is shown where it fails.
-fn step(docker: &Docker, place: &Path, options: &[&str], context: &Path) {
+fn docker_build(docker: &Docker, place: &Path) {
     let log = place.join("log");
     let output = File::create(&log).expect("make a log");
     let again = output.try_clone().expect("double a file");
@@ -99,23 +113,8 @@ fn step(docker: &Docker, place: &Path, options: &[&str], context: &Path) {
     command.arg(LONGEST).arg(client.get_program());
     command.envs(client.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.env("DOCKER_BUILDKIT", "1").args(["build", "--network=none", "--progress=plain"]);
-    command.args(options).arg(context).stdin(Stdio::null()).stdout(output).stderr(again);
+    command.args(["--tag", IMAGE]).arg(repository()).stdin(Stdio::null()).stdout(output).stderr(again);
     let status = command.status().expect("start docker build");
     let said = || fs::read_to_string(&log).unwrap_or_default();
-    assert!(status.success(), "docker build {options:?}: {status}\n{}", said());
-}
-
-/// Every crate of the lock file in one folder, made again when that has changed.
-fn vendor(place: &Path) -> PathBuf {
-    let (vendor, stamp) = (place.join("vendor"), place.join("vendored"));
-    let lock = fs::read(repository().join("Cargo.lock")).expect("read Cargo.lock");
-    if fs::read(&stamp).is_ok_and(|vendored| vendored == lock) {
-        return vendor;
-    }
-    let mut command = Command::new(tool("cargo"));
-    command.args(["vendor", "--quiet", "--offline", "--locked"]).arg(&vendor).current_dir(repository());
-    let done = Finished::of(&mut command);
-    assert!(done.status.success(), "cargo vendor: {}", done.stderr_text());
-    fs::write(stamp, lock).expect("remember what was vendored");
-    vendor
+    assert!(status.success(), "docker build: {status}\n{}", said());
 }

@@ -157,6 +157,12 @@ fn noise_archive(path: &Path) -> std::io::Result<()> {
 
 /// A small Debian with those packages and what they need.
 pub fn bootstrap(tar: &Path, packages: &str) {
+    let status = debian(packages).arg("bookworm").arg(tar).status().expect("start mmdebstrap");
+    assert!(status.success(), "mmdebstrap could not make an image: {status}");
+}
+
+/// What makes a small Debian, as far as the suite and where the archive goes.
+pub(crate) fn debian(packages: &str) -> Command {
     let mut command = Command::new(tool("mmdebstrap"));
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--format=tar"]);
     command.arg(format!("--include={packages}"));
@@ -168,7 +174,6 @@ pub fn bootstrap(tar: &Path, packages: &str) {
     // Java's packages link pages of the manual that were left out, and want at least the place.
     command.arg("--essential-hook=mkdir -p \"$1\"/usr/share/man/man1 \"$1\"/usr/share/man/man7");
     command.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/cache/apt/*.bin");
-    command.arg("bookworm").arg(tar).stdin(Stdio::null());
-    let status = command.status().expect("start mmdebstrap");
-    assert!(status.success(), "mmdebstrap could not make an image: {status}");
+    command.stdin(Stdio::null());
+    command
 }
