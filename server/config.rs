@@ -69,9 +69,11 @@ config! {
     budget_memory_bytes: u64 = 0;
     /// How many finished runs are remembered, also by the next server
     kept_runs: usize = 10_000;
+    /// How many finished batches are remembered, also by the next server
+    kept_batches: usize = 1_000;
     /// How much output of finished runs is remembered, in bytes
     kept_bytes: u64 = 256 * 1024 * 1024;
-    /// How long a finished run is remembered, in seconds
+    /// How long a finished run or batch is remembered, in seconds
     kept_for_s: u64 = 3600;
     /// How much uploaded files and what batches have prepared may take on disk, in bytes
     files_bytes_max: u64 = 4 * 1024 * 1024 * 1024;
@@ -187,6 +189,7 @@ impl Config {
         for (name, number) in [
             ("slots", self.slots),
             ("kept_runs", self.kept_runs),
+            ("kept_batches", self.kept_batches),
             ("body_bytes_max", self.body_bytes_max),
             ("connections_max", self.connections_max),
         ] {

@@ -149,10 +149,12 @@ async fn assemble(
     launcher.refill();
     watch_keys(&keys, logins, &ledger);
     let store = Arc::new(open_runs(&config)?);
+    let batch_store = Arc::clone(&store) as _;
     let engine =
         Engine::new(settings, Arc::new(images.clone()), launcher, Arc::clone(&telemetry) as _, store);
     engine.resume().await.context("go on with the runs of the server before")?;
-    let batches = Batches::new(engine.clone(), &batch_config(&config));
+    let batches = Batches::new(engine.clone(), batch_store, &batch_config(&config));
+    batches.resume().await.context("go on with the batches of the server before")?;
     Ok(Arc::new(App {
         batches,
         settings: Live::new(&config),
@@ -179,6 +181,7 @@ async fn assemble(
 /// What is prepared may take half of the room that files have.
 fn batch_config(config: &Config) -> BatchConfig {
     BatchConfig {
+        kept: config.kept_batches,
         kept_bytes: config.kept_bytes,
         kept_for: Duration::from_secs(config.kept_for_s),
         prepared_kept_for: Duration::from_secs(config.files_kept_for_s),
@@ -213,6 +216,7 @@ fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
     let keep = Keep {
         runs: config.kept_runs,
         bytes: config.kept_bytes,
+        batches: config.kept_batches,
         time: Duration::from_secs(config.kept_for_s),
         keys: KEYS_STAND_FOR,
     };

@@ -328,3 +328,38 @@ fn outputs_beyond_the_bound_are_compared_and_forgotten() {
     let cut = &cut.expect("a test whose output was forgotten")["run"];
     assert_eq!((&cut["stdout_truncated"], &cut["stdout_total_bytes"]), (&json!(true), &json!(1_000_000)));
 }
+
+#[test]
+fn tests_and_the_prepare_command_hand_out_the_files_that_they_are_asked_for() {
+    let daemon = Daemon::start();
+    let script = "cat made > copy; head -c 100000 /dev/zero > large; echo $0 > own";
+    let body = json!({
+        "image": "host", "workdir": "/w",
+        "prepare": { "cmd": "sh", "args": ["-c", "echo compiled > made"], "outputs": ["made"] },
+        "run": { "cmd": "sh", "args": ["-c", script], "outputs": ["copy", "large", "gone"] },
+        "tests": [
+            { "expect": { "stdout": "" } },
+            { "args": ["-c", script, "second"], "outputs": ["own", "maybe?"] },
+            { "outputs": [] },
+        ],
+    });
+    let done = batch(&daemon, &body);
+    assert_eq!(done["prepare"]["outputs"][0]["text"], "compiled\n", "{done:#}");
+    let first = &done["tests"][0]["run"];
+    assert_eq!(
+        (&first["outputs"][0]["path"], &first["outputs"][0]["text"]),
+        (&json!("copy"), &json!("compiled\n"))
+    );
+    let large = first["outputs"][1]["file"].as_str().expect("a large one is a file");
+    assert_eq!(daemon.get(&format!("/files/{large}")).body.len(), 100_000);
+    assert_eq!(first["outputs_missing"], json!(["gone"]));
+    assert_eq!(done["tests"][0]["verdict"], "accepted", "what is missing is no failure");
+    let second = &done["tests"][1]["run"];
+    assert_eq!((&second["outputs"][0]["text"], &second["outputs_missing"]), (&json!("second\n"), &json!([])));
+    assert_eq!(done["tests"][2]["run"]["outputs"], json!([]));
+    // They are kept with the batch as long as with their runs.
+    let again =
+        daemon.restart().get(&format!("/batches/{}", done["id"].as_str().expect("an id"))).expect(200);
+    assert_eq!(again["tests"][0]["run"]["outputs"], first["outputs"]);
+    assert_eq!(again["prepare"]["outputs"], done["prepare"]["outputs"]);
+}

@@ -2,10 +2,9 @@
 //! the server, and nothing runs twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use support::marked::{Marked, Random, Watch};
 use support::{Daemon, Request, Value, host, json, until, within};
 
 fn sh(script: &str) -> Value {
@@ -21,106 +20,55 @@ fn without_teardown(mut run: Value) -> Value {
     run
 }
 
-/// A program whose command line tells it from every other of this machine: `sleep` adds its numbers up.
-struct Marked {
-    args: [String; 2],
-}
-
-impl Marked {
-    fn new(seconds: f64, number: usize) -> Self {
-        Self { args: [seconds.to_string(), format!("0.0000{:06}{number:04}", std::process::id())] }
-    }
-
-    fn body(&self) -> Value {
-        json!({ "image": "host", "cmd": "sleep", "args": self.args })
-    }
-}
-
-/// Which processes have run each command, seen from the host.
-fn look_for(seen: &Mutex<BTreeMap<String, BTreeSet<i32>>>) {
-    let mark = format!("0.0000{:06}", std::process::id());
-    for entry in std::fs::read_dir("/proc").expect("list processes").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let line = host::command_line(pid);
-        if line.starts_with("sleep ") && line.contains(&mark) {
-            seen.lock().expect("no holder panics").entry(line).or_default().insert(pid);
-        }
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
 /// The server is killed again and again, at moments that nobody has chosen, while clients submit.
 #[test]
 fn every_id_that_was_told_has_one_result_and_nothing_runs_twice_whenever_the_server_is_killed() {
     const ROUNDS: usize = 12;
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_nanos() as u64;
-    eprintln!("seed {seed}");
-    let mut random = Random(seed);
-    let seen = Mutex::new(BTreeMap::new());
-    let (over, mut told, mut results) = (AtomicBool::new(false), Vec::<String>::new(), BTreeMap::new());
+    let mut random = Random::new();
+    let (mut told, mut results) = (Vec::<String>::new(), BTreeMap::new());
     let mut daemon = Daemon::builder().host_image().flag("--slots", 3).flag("--queue-capacity", 2000).start();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                look_for(&seen);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        });
-        let mut number = 0;
-        for _ in 0..ROUNDS {
-            let life = Duration::from_millis(100 + random.below(900));
-            let began = Instant::now();
-            while began.elapsed() < life {
-                number += 1;
-                let marked = Marked::new(0.15, number);
-                let request =
-                    daemon.request("POST", "/runs").header("Prefer", "respond-async").json(&marked.body());
-                let run = request.send().expect(202);
-                told.push(run["id"].as_str().expect("an id").to_owned());
-                // What somebody has seen must not become something else.
-                let asked = &told[random.below(told.len() as u64) as usize];
-                let run = daemon.show(asked);
-                if run["state"] == "finished" {
-                    let first = results.entry(asked.clone()).or_insert_with(|| run["outcome"].clone());
-                    assert_eq!(*first, run["outcome"], "{run:#}");
-                }
-                std::thread::sleep(Duration::from_millis(random.below(40)));
-            }
-            daemon.kill9();
-            daemon = daemon.restart();
-        }
-        let runs: Vec<Value> = told.iter().map(|id| daemon.wait_for_state(id, "finished")).collect();
-        over.store(true, Ordering::Relaxed);
-        let mut counts = BTreeMap::<String, usize>::new();
-        for run in &runs {
-            let outcome = run["outcome"].as_str().expect("an outcome");
-            *counts.entry(outcome.to_owned()).or_default() += 1;
-            if outcome == "sandbox_error" {
-                assert_eq!(run["problem"]["type"], "/problems/interrupted", "{run:#}");
-            } else {
-                assert_eq!((outcome, &run["exit_code"]), ("exited", &json!(0)), "{run:#}");
-            }
-            if let Some(first) = results.get(run["id"].as_str().expect("an id")) {
+    let watch = Watch::begin();
+    let mut number = 0;
+    for _ in 0..ROUNDS {
+        let life = Duration::from_millis(100 + random.below(900));
+        let began = Instant::now();
+        while began.elapsed() < life {
+            number += 1;
+            let marked = Marked::new(0.15, number);
+            let request =
+                daemon.request("POST", "/runs").header("Prefer", "respond-async").json(&marked.body());
+            let run = request.send().expect(202);
+            told.push(run["id"].as_str().expect("an id").to_owned());
+            // What somebody has seen must not become something else.
+            let asked = &told[random.below(told.len() as u64) as usize];
+            let run = daemon.show(asked);
+            if run["state"] == "finished" {
+                let first = results.entry(asked.clone()).or_insert_with(|| run["outcome"].clone());
                 assert_eq!(*first, run["outcome"], "{run:#}");
             }
+            std::thread::sleep(Duration::from_millis(random.below(40)));
         }
-        eprintln!("{} runs over {ROUNDS} lives: {counts:?}", told.len());
-        assert!(counts.contains_key("exited") && counts.contains_key("sandbox_error"), "{counts:?}");
-    });
-    let seen = seen.into_inner().expect("no holder panicked");
-    assert!(seen.len() > told.len() / 2, "{} of {} runs were seen", seen.len(), told.len());
-    let twice: Vec<_> = seen.iter().filter(|(_, pids)| pids.len() > 1).collect();
-    assert!(twice.is_empty(), "ran twice: {twice:?}");
+        daemon.kill9();
+        daemon = daemon.restart();
+    }
+    let runs: Vec<Value> = told.iter().map(|id| daemon.wait_for_state(id, "finished")).collect();
+    let seen = watch.end();
+    let mut counts = BTreeMap::<String, usize>::new();
+    for run in &runs {
+        let outcome = run["outcome"].as_str().expect("an outcome");
+        *counts.entry(outcome.to_owned()).or_default() += 1;
+        if outcome == "sandbox_error" {
+            assert_eq!(run["problem"]["type"], "/problems/interrupted", "{run:#}");
+        } else {
+            assert_eq!((outcome, &run["exit_code"]), ("exited", &json!(0)), "{run:#}");
+        }
+        if let Some(first) = results.get(run["id"].as_str().expect("an id")) {
+            assert_eq!(*first, run["outcome"], "{run:#}");
+        }
+    }
+    eprintln!("{} runs over {ROUNDS} lives: {counts:?}", told.len());
+    assert!(counts.contains_key("exited") && counts.contains_key("sandbox_error"), "{counts:?}");
+    assert!(seen > told.len() / 2, "{seen} of {} runs were seen", told.len());
 }
 
 #[test]

@@ -76,6 +76,9 @@ pub struct BatchCommand {
     #[schema(max_items = 4096)]
     pub args: Option<Vec<String>>,
     pub limits: Option<LimitsRequest>,
+    /// Files that are handed out when it has ended, as for a run.
+    #[schema(max_items = 64)]
+    pub outputs: Option<Vec<String>>,
 }
 
 /// Where one test differs from the others.
@@ -92,6 +95,9 @@ pub struct TestRequest {
     #[schema(max_items = 1000)]
     pub files: Option<Vec<FileRequest>>,
     pub limits: Option<LimitsRequest>,
+    /// In place of those of `run`.
+    #[schema(max_items = 64)]
+    pub outputs: Option<Vec<String>>,
     /// Without it there is no verdict, only the run.
     pub expect: Option<ExpectRequest>,
 }
@@ -125,6 +131,9 @@ const COMMON: [&str; 11] = [
     "labels",
     "limits",
 ];
+
+/// What a command of a batch has for itself, beside limits.
+const OWN: [&str; 3] = ["cmd", "args", "outputs"];
 
 /// What a request is measured against, and what it may name.
 #[derive(Clone, Copy)]
@@ -170,7 +179,7 @@ impl Parts {
         parts.prepare = command(fields, "prepare");
         parts.prepared = fields.text("prepared");
         parts.run = command(fields, "run").unwrap_or_default();
-        parts.stop_on_failure = flag(fields, "stop_on_failure");
+        parts.stop_on_failure = fields.boolean("stop_on_failure").unwrap_or_default();
         parts.parallelism = fields.integer("parallelism");
         let before = fields.complaints();
         match fields.list("tests", MAX_TESTS, |_, test, _| Some(test)) {
@@ -194,14 +203,12 @@ impl Parts {
         let ground = match (self.prepare, prepared) {
             (Some(command), _) => {
                 let files = self.files.take();
-                reader
-                    .run("/prepare", command, files, &["cmd", "args"])?
-                    .map(|run| Ground::Prepare(Box::new(run)))
+                reader.run("/prepare", command, files, &OWN)?.map(|run| Ground::Prepare(Box::new(run)))
             }
-            (None, Some(prepared)) => Some(Ground::Prepared(prepared)),
+            (None, Some(prepared)) => Some(Ground::Prepared(Some(prepared))),
             (None, None) => Some(Ground::Image),
         };
-        let run = reader.run("/run", self.run.clone(), self.files, &["cmd", "args"])?;
+        let run = reader.run("/run", self.run.clone(), self.files, &OWN)?;
         let mut tests = Vec::with_capacity(self.tests.len());
         for (number, test) in self.tests.into_iter().enumerate() {
             tests.extend(reader.test(&format!("/tests/{number}"), test, &self.run)?);
@@ -243,20 +250,10 @@ impl Parts {
 fn command(fields: &mut Fields<'_>, name: &str) -> Option<Map<String, Value>> {
     let value = fields.take(name)?;
     let mut inner = fields.open_child(name, value)?;
-    let taken = ["cmd", "args", "limits"].map(|name| inner.take(name).map(|value| (name.to_owned(), value)));
+    let names = OWN.into_iter().chain(["limits"]);
+    let taken = names.filter_map(|name| inner.take(name).map(|value| (name.to_owned(), value))).collect();
     inner.finish();
-    Some(taken.into_iter().flatten().collect())
-}
-
-fn flag(fields: &mut Fields<'_>, name: &str) -> bool {
-    match fields.take(name) {
-        None => false,
-        Some(Value::Bool(flag)) => flag,
-        Some(other) => {
-            fields.refuse(name, format!("must be a boolean, not {}", kind(&other)));
-            false
-        }
-    }
+    Some(taken)
 }
 
 struct Reader<'a> {
@@ -326,13 +323,14 @@ impl Reader<'_> {
         let expect = read_expect(&mut fields);
         let files = fields.take("files");
         let mut part = run.clone();
-        let args = fields.take("args");
-        let has_args = args.is_some();
         let mut own = vec!["stdin", "files"];
-        if let Some(args) = args {
-            part.insert("args".into(), args);
-            own.push("args");
+        for name in ["args", "outputs"] {
+            if let Some(value) = fields.take(name) {
+                part.insert(name.into(), value);
+                own.push(name);
+            }
         }
+        let (has_args, has_outputs) = (own.contains(&"args"), own.contains(&"outputs"));
         part.extend(fields.take("stdin").map(|stdin| ("stdin".to_owned(), stdin)));
         let limits = fields.take("limits");
         fields.finish();
@@ -357,6 +355,7 @@ impl Reader<'_> {
             stdin: spec.stdin,
             files: spec.files,
             limits: spec.limits,
+            outputs: has_outputs.then_some(spec.outputs),
             expect,
         }))
     }
@@ -377,100 +376,4 @@ fn read_expect(fields: &mut Fields<'_>) -> Option<(StdinRequest, Compare)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use run::{Limits, Maxima, Stdin};
-    use serde_json::json;
-    use utoipa::PartialSchema;
-
-    use super::*;
-
-    fn read(body: Value) -> Result<BatchSpec, Vec<String>> {
-        let allowed = Allowed { defaults: Limits::default(), maxima: Maxima::default(), compat: false };
-        let principal = Arc::clone(Principal::anonymous());
-        let around =
-            Around { allowed: &allowed, principal: &principal, lookup: &|_| None, prepared: &|_| None };
-        spec(body, around)
-            .map_err(|problem| problem.errors.into_iter().filter_map(|bad| bad.pointer).collect())
-    }
-
-    #[test]
-    fn what_the_runs_have_in_common_is_said_once() {
-        let spec = read(json!({
-            "image": "gcc", "env": {"A": "b"}, "workdir": "/w", "files": [{"path": "m.c", "text": "x"}],
-            "limits": {"processes": 7, "wall_time_ms": 1}, "prepare": {"cmd": "gcc", "limits": {"wall_time_ms": 2}},
-            "run": {"cmd": "./a", "args": ["1"], "limits": {"wall_time_ms": 3}}, "stop_on_failure": true,
-            "tests": [
-                {"name": "one", "stdin": "i", "expect": {"stdout": "o", "compare": "tokens"}},
-                {"args": ["2"], "limits": {"wall_time_ms": 4}, "files": [{"path": "t", "text": "y"}]},
-            ], "parallelism": 3,
-        }))
-        .unwrap();
-        let Ground::Prepare(prepare) = &spec.ground else { panic!("{:?}", spec.ground) };
-        assert_eq!((prepare.files.len(), spec.run.files.len()), (1, 0));
-        let limits = |limits: &Limits| (limits.processes, limits.wall_time_ms);
-        assert_eq!((limits(&prepare.limits), limits(&spec.run.limits)), ((7, 2), (7, 3)));
-        let tests = &spec.tests;
-        assert_eq!((limits(&tests[0].limits), limits(&tests[1].limits)), ((7, 3), (7, 4)));
-        assert_eq!((tests[0].command.is_some(), &tests[0].stdin), (false, &Stdin::Bytes(b"i".to_vec())));
-        assert_eq!(tests[1].command.as_ref().map(|command| command.args()), Some(&["2".to_owned()][..]));
-        assert_eq!((tests[0].expect.as_ref().unwrap().compare, tests[1].files.len()), (Compare::Tokens, 1));
-        assert_eq!((spec.stop_on_failure, spec.parallelism), (true, Some(3)));
-        // Without a prepare command every test gets the files.
-        let spec = read(json!({"image": "a", "files": [{"path": "x", "text": "y"}], "tests": [{}]})).unwrap();
-        assert_eq!(spec.run.files.len(), 1);
-    }
-
-    #[test]
-    fn every_bad_value_is_named_where_it_was_written() {
-        for (body, pointers) in [
-            (json!({"image": "a"}), &["/tests"][..]),
-            (json!({"tests": []}), &["/image"]),
-            (json!({"image": "a", "tests": {}}), &["/tests"]),
-            (json!({"image": "a", "tests": [], "cmd": "x"}), &["/cmd"]),
-            (json!({"image": "a", "tests": [1]}), &["/tests/0"]),
-            (json!({"image": "a", "tests": [], "prepare": {"cmd": ""}}), &["/prepare/cmd"]),
-            (json!({"image": "a", "tests": [], "prepare": {"stdin": ""}}), &["/prepare/stdin"]),
-            (json!({"image": "a", "tests": [], "run": {"args": 1}}), &["/run/args"]),
-            (json!({"image": "a", "tests": [], "run": {"limits": 1}}), &["/run/limits"]),
-            (json!({"image": "a", "tests": [], "limits": {"cpus": 0}}), &["/limits/cpus"]),
-            (json!({"image": "a", "tests": [], "run": {"limits": {"cpus": 0}}}), &["/run/limits/cpus"]),
-            (json!({"image": "a", "tests": [{"limits": {"x": 1}}]}), &["/tests/0/limits/x"]),
-            (json!({"image": "a", "tests": [{}, {"stdin": 1}]}), &["/tests/1/stdin"]),
-            (json!({"image": "a", "tests": [{"stdin": {"file": "sha256:x"}}]}), &["/tests/0/stdin/file"]),
-            (json!({"image": "a", "tests": [{"args": ["\u{0}"]}]}), &["/tests/0/args/0"]),
-            (
-                json!({"image": "a", "tests": [{"files": [{"path": ""}]}]}),
-                &["/tests/0/files/0/path", "/tests/0/files/0"],
-            ),
-            (json!({"image": "a", "tests": [{"expect": {}}]}), &["/tests/0/expect/stdout"]),
-            (
-                json!({"image": "a", "tests": [{"expect": {"stdout": {"file": "x"}}}]}),
-                &["/tests/0/expect/stdout/file"],
-            ),
-            (
-                json!({"image": "a", "tests": [{"expect": {"stdout": "", "compare": "x"}}]}),
-                &["/tests/0/expect/compare"],
-            ),
-            (json!({"image": "a", "tests": [{"name": "x".repeat(201)}]}), &["/tests/0/name"]),
-            (json!({"image": "a", "tests": [], "prepared": "x"}), &["/prepared"]),
-            (json!({"image": "a", "tests": [], "prepared": "x", "prepare": {}}), &["/prepared"]),
-            (json!({"image": "a", "tests": [], "parallelism": 0}), &["/parallelism"]),
-            (json!({"image": "a", "tests": [], "stop_on_failure": 1}), &["/stop_on_failure"]),
-            (json!({"image": "a", "tests": vec![json!({}); MAX_TESTS + 1]}), &["/tests"]),
-        ] {
-            let shown: String = body.to_string().chars().take(80).collect();
-            assert_eq!(read(body).unwrap_err(), pointers, "{shown}");
-        }
-    }
-
-    #[test]
-    fn the_schema_names_what_is_read() {
-        let schema = serde_json::to_value(CreateBatch::schema()).unwrap();
-        for name in schema["properties"].as_object().unwrap().keys() {
-            let unknown = read(json!({"image": "a", "tests": [], name: [[]]}))
-                .map_or_else(|bad| bad.iter().any(|at| at.starts_with(&format!("/{name}"))), |_| false);
-            assert!(unknown, "{name} is not looked at");
-        }
-        assert_eq!(schema["additionalProperties"], false);
-    }
-}
+mod tests;

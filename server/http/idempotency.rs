@@ -33,10 +33,20 @@ impl IdempotencyKey {
 
     /// The key for this request. What the body says counts, not how it is spaced or in which order.
     pub fn of(self, owner: &str, body: &Value) -> Option<Key> {
-        let Self(name) = self;
-        let canonical = serde_json::to_vec(body).unwrap_or_default();
+        self.over("", owner, body)
+    }
+
+    /// The same for a request for a batch, which is never the same as one for a run.
+    pub fn of_batch(self, owner: &str, body: &Value) -> Option<Key> {
+        self.over("batch ", owner, body)
+    }
+
+    fn over(self, prefix: &str, owner: &str, body: &Value) -> Option<Key> {
+        let name = self.0?;
         let owner = if walls::stands("own_keys") { owner } else { "" };
-        name.map(|name| Key { owner: owner.to_owned(), name, body: Sha256::digest(canonical).into() })
+        let mut canonical = prefix.as_bytes().to_vec();
+        serde_json::to_writer(&mut canonical, body).ok()?;
+        Some(Key { owner: owner.to_owned(), name, body: Sha256::digest(canonical).into() })
     }
 }
 
@@ -78,5 +88,7 @@ mod tests {
         };
         assert_eq!(key(r#"{"a": 1, "b": [2]}"#), key(r#"{"b":[2],"a":1}"#));
         assert_ne!(key(r#"{"a": 1}"#), key(r#"{"a": 2}"#));
+        let body = super::super::json::parse(b"{}").unwrap();
+        assert_ne!(Some(key("{}")), IdempotencyKey(Some("k".into())).of_batch("", &body));
     }
 }

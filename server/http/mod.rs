@@ -14,6 +14,9 @@ pub mod raw;
 
 pub mod batches;
 
+pub mod batch_events;
+pub mod batch_reply;
+
 pub mod files;
 
 pub mod image_events;

@@ -98,7 +98,8 @@ kinds! {
     STORE_FAILED = "store-failed", 500, "The image store failed",
         "The image could not be written down or unpacked. This is the server's fault, not the image's.";
     INTERRUPTED = "interrupted", 500, "The server stopped while the run was going",
-        "The server or its launcher died before the run ended, and the run died with it.";
+        "The server or its launcher died before the run ended, and the run died with it. Of a batch, tests that have \
+         a result keep it.";
     INTERNAL_ERROR = "internal-error", 500, "The server has a bug",
         "Something that should not happen did. The server's log has more under the request id in `instance`.";
     REGISTRY_FAILED = "registry-failed", 502, "The registry failed",
@@ -114,8 +115,8 @@ kinds! {
     FILES_FULL = "files-full", 503, "There is no room for the file",
         "The store of files is full of what runs use just now. Try again later, or ask the operator for more room.";
     RUN_STORE_FAILED = "run-store-failed", 503, "Runs can't be written down",
-        "The file in which the server remembers runs can't be written or read; its log says why. Runs for which the \
-         client waits still take place; send others to another server, or later.";
+        "The file in which the server remembers runs can't be written or read just now; its log says why. Runs for \
+         which the client waits still take place; send others to another server, or later.";
     PULL_TIMEOUT = "pull-timeout", 504, "The pull took too long",
         "The image did not arrive within the server's pull deadline. What has arrived is not lost; try again.";
 }

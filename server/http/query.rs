@@ -69,6 +69,11 @@ impl Parameters {
         found
     }
 
+    /// Whether what has ended is to be forgotten.
+    pub fn purge(&mut self) -> bool {
+        self.choice("purge", &[("true", true), ("false", false)]).unwrap_or_default()
+    }
+
     pub fn finish(mut self) -> Result<(), Problem> {
         for (name, _) in std::mem::take(&mut self.given) {
             let shown: String = name.chars().take(100).collect();

@@ -281,14 +281,18 @@ pub fn run(status: StatusCode, run: &Run) -> Response {
 pub fn finished(run: &Run) -> Result<Response, Problem> {
     match &run.problem {
         None => Ok(self::run(StatusCode::OK, run)),
-        Some(problem) => Err(about(problem, run.id)),
+        Some(problem) => Err(about(problem, Some(run.id))),
     }
 }
 
-pub(super) fn about(problem: &run::Problem, id: RunId) -> Problem {
+pub(super) fn about(problem: &run::Problem, id: Option<RunId>) -> Problem {
     let name = problem.problem_type.strip_prefix("/problems/").unwrap_or(&problem.problem_type);
     let kind = super::problem::Kind::named(name).unwrap_or(&super::problem::SANDBOX_FAILED);
-    let said = kind.detail(problem.detail.clone()).about_run(id);
+    let said = kind.detail(problem.detail.clone());
+    let said = match id {
+        Some(id) => said.about_run(id),
+        None => said,
+    };
     match problem.retry_after_ms {
         Some(pause) => said.retry_after(Duration::from_millis(pause)),
         None => said,

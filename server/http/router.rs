@@ -10,7 +10,8 @@ use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
 use super::{
-    App, batches, docs, events, files, health, image_upload, images, layers, principals, problem, raw, runs,
+    App, batch_events, batches, docs, events, files, health, image_upload, images, layers, principals,
+    problem, raw, runs,
 };
 
 /// Every documented call.
@@ -21,9 +22,9 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(events::watch))
         .routes(routes!(raw::stdout))
         .routes(routes!(raw::stderr))
-        .routes(routes!(batches::create))
+        .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::get, batches::cancel))
-        .routes(routes!(batches::watch))
+        .routes(routes!(batch_events::watch))
         .routes(routes!(files::upload))
         .routes(routes!(files::get, files::head, files::remove))
         .routes(routes!(images::list, images::pull))

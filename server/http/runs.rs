@@ -195,7 +195,7 @@ pub async fn cancel(
     RunPath(id): RunPath,
     mut query: Parameters,
 ) -> Result<Response, Problem> {
-    let purge = query.choice("purge", &[("true", true), ("false", false)]).unwrap_or_default();
+    let purge = query.purge();
     query.finish()?;
     let run = app.engine.cancel(id).await?;
     // A run that is left to the next server has not ended.
@@ -235,7 +235,7 @@ pub async fn list(
     let limit = query.number("limit", 1..=LIST_MAX, LIST_DEFAULT);
     let filter = Filter::read(&mut query);
     query.finish()?;
-    let before = filter.before;
+    let before = filter.before();
     let matches = move |run: &Run| caller.sees(&run.principal) && filter.matches(run);
     let found = app.engine.list(before, limit, PAGE_BYTES_MAX, matches).await?;
     let next_cursor = found.until.map(|run| run.to_string());

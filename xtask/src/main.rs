@@ -33,8 +33,11 @@ cargo xtask docs      write docs/operating/configuration.md anew from the progra
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
 cargo xtask soak      faults: the tests of faults, drains and upgrades, twenty times ([ROUNDS])
+cargo xtask soak      judge: a judge's day, 200 submissions with 50 tests each, twice ([SUBMISSIONS])
+cargo xtask soak      clients: 64 clients for ten minutes, a server killed and one stopped meanwhile ([SECONDS])
 cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGE…])
+cargo xtask bench     batches: the rate of a batch's tests beside that of single runs, in turns ([ROUNDS])
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down;
                       or in one manner (alone, crowd, loaded), or those with a word in their names
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         "soak" if rest.first().is_some_and(|word| word == "faults") => rounds::main(&rest[1..]),
         "soak" => soak::main(&rest),
         "bench" if rest.first().is_some_and(|word| word == "images") => bench::main(&rest),
+        "bench" if rest.first().is_some_and(|word| word == "batches") => batches(&rest[1..]),
         "bench" => sandboxes::main(&rest),
         "suite" => suite::main(&rest),
         "walls" => walls::main(&rest),
@@ -72,6 +76,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A round of one and of the other in turns, so that what else the machine does meets both.
+fn batches(words: &[String]) -> Result<ExitCode> {
+    let rounds = words.first().map_or("15", String::as_str);
+    anyhow::ensure!(
+        words.len() <= 1 && rounds.parse::<usize>().is_ok(),
+        "usage: cargo xtask bench batches [ROUNDS]"
+    );
+    let env = [("SANDGLASS_RATE_RUNS", "1000"), ("SANDGLASS_RATE_ROUNDS", rounds)];
+    soak::release_test(&["judge", "--", "many_short"], &env)
 }
 
 /// Cheapest first, so that a slip of the pen is told within seconds.

@@ -144,7 +144,7 @@ fn load(store: &dyn RunStore, stored: Finished) -> Result<Arc<Run>, StoreError> 
 }
 
 /// On a thread that may wait for the disk.
-async fn apart<T: Send + 'static>(
+pub(crate) async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let done = tokio::task::spawn_blocking(work).await;

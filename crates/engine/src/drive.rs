@@ -31,7 +31,11 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
     };
     drop(ticket);
     let waited = entered.elapsed();
-    let Some(slot) = slot else { return leave_queue(&inner, &live, &spec, waited).await };
+    let of_batch = standing.gate.clone();
+    let is_left = || of_batch.as_ref().is_some_and(|gate| gate.is_closed());
+    let Some(slot) = slot else {
+        return if is_left() { live.park() } else { leave_queue(&inner, &live, &spec, waited).await };
+    };
     inner.observer.dequeued(waited);
     live.update(|run| {
         run.timings.queue_ms = Some(ms(waited));
@@ -49,10 +53,13 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
             base: standing.base.as_deref(),
             freeze: standing.freeze.as_ref().map(|(freeze, _)| freeze),
         },
-        gate: live.promised.then_some(&gate),
+        gate: if live.promised { Some(&gate) } else { of_batch.as_deref() },
     };
     let mut on_step = |step: Step<'_>| follow(&inner, &live, step);
     let mut executed = execute(context, &spec, Stdin::OfSpec, &live.cancel, &mut on_step).await;
+    if is_left() {
+        return live.park();
+    }
     let control = executed.control.take();
     if let (Some(made), Some((_, whoever_waits))) = (executed.made.take(), standing.freeze) {
         let _ = whoever_waits.send(made);

@@ -106,8 +106,10 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn RunStore>,
     admission: Arc<Admission>,
     runs: Mutex<Runs>,
-    tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     pub(crate) draining: CancellationToken,
+    /// What runs had its time, and is cancelled.
+    pub(crate) out_of_time: CancellationToken,
     pub(crate) lost: CancellationToken,
 }
 
@@ -143,6 +145,7 @@ impl Engine {
             runs: Mutex::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
+            out_of_time: CancellationToken::new(),
             lost: CancellationToken::new(),
         });
         tokio::spawn(watch_launcher(Arc::downgrade(&inner), Arc::clone(&inner.launcher), inner.lost.clone()));
@@ -151,22 +154,28 @@ impl Engine {
 
     /// Takes a run, or says why not. It goes on whatever becomes of the caller, but not beyond the server.
     pub fn submit(&self, spec: RunSpec) -> Result<RunHandle, SubmitError> {
-        self.submit_over(spec, Standing::default()).map_err(|(error, _)| error)
+        let admitted = self.admit(&spec, &self.inner.draining)?;
+        Ok(self.begin(spec, admitted))
     }
 
-    /// The same for a run of a batch, which gets back what its run was to stand on if it was not taken.
+    /// The same for a run of a batch, which goes on until the server's time is over, and gets back what was not
+    /// taken.
     pub(crate) fn submit_over(
         &self,
         spec: RunSpec,
         standing: Standing,
-    ) -> Result<RunHandle, (SubmitError, Standing)> {
-        let admitted = match self.admit(&spec) {
+    ) -> Result<RunHandle, (SubmitError, Box<(RunSpec, Standing)>)> {
+        let admitted = match self.admit(&spec, &self.inner.out_of_time) {
             Ok(admitted) => Admitted { standing, ..admitted },
-            Err(error) => return Err((error, standing)),
+            Err(error) => return Err((error, Box::new((spec, standing)))),
         };
+        Ok(self.begin(spec, admitted))
+    }
+
+    fn begin(&self, spec: RunSpec, admitted: Admitted) -> RunHandle {
         let live = self.enlist(self.queued(&spec), &admitted.ticket, false);
         self.inner.tasks.spawn(drive(Arc::clone(&self.inner), Arc::clone(&live), spec, admitted));
-        Ok(RunHandle { live })
+        RunHandle { live }
     }
 
     /// Whether a run with these limits can ever start here.
@@ -182,7 +191,7 @@ impl Engine {
         {
             return taken(known);
         }
-        let admitted = self.admit(&spec)?;
+        let admitted = self.admit(&spec, &self.inner.draining)?;
         let live = self.enlist(self.queued(&spec), &admitted.ticket, true);
         let (answer, taken) = oneshot::channel();
         // A task of its own from here on: a client that goes away must not leave it half promised.
@@ -252,12 +261,13 @@ impl Engine {
         Ok(Admitted { ticket, leases, standing: Standing::default() })
     }
 
-    fn admit(&self, spec: &RunSpec) -> Result<Admitted, SubmitError> {
+    /// Nothing comes in any more once `closed`.
+    fn admit(&self, spec: &RunSpec, closed: &CancellationToken) -> Result<Admitted, SubmitError> {
         let inner = &self.inner;
         if inner.lost.is_cancelled() {
             return Err(SubmitError::LauncherLost);
         }
-        if inner.draining.is_cancelled() {
+        if closed.is_cancelled() {
             return Err(SubmitError::Stopping);
         }
         let leases = Leases::take(inner.config.files.as_ref(), spec)
@@ -350,6 +360,7 @@ impl Engine {
         self.inner.draining.cancel();
         self.inner.tasks.close();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_err() {
+            self.inner.out_of_time.cancel();
             for live in self.inner.runs().live.values() {
                 live.cancel.cancel();
             }
@@ -364,7 +375,7 @@ fn taken(known: Known) -> Result<Taken, SubmitError> {
 
 /// Said once, by the store itself, when it broke.
 #[allow(clippy::needless_pass_by_value)] // for `map_err`
-fn not_written(error: StoreError) -> SubmitError {
+pub(crate) fn not_written(error: StoreError) -> SubmitError {
     tracing::debug!(cause = %error.source, "{error}");
     SubmitError::Store
 }

@@ -47,6 +47,11 @@ pub struct Context<'a> {
 pub trait Gate: Send + Sync {
     /// Lets the run start, or says why it must not.
     fn pass(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Whether the run is left to the next server, and nobody is to hear of it here.
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 impl std::fmt::Debug for Context<'_> {

@@ -40,6 +40,7 @@ pub use output::Kept;
 pub use over::Over;
 pub use pool::PoolCounts;
 pub use store::{
-    EmbeddedStore, Finished, Keep, Key, Known, Page, Promise, RunStore, Shape, StoreError, Unfinished, Wanted,
+    BatchPromise, BatchResult, BatchStore, EmbeddedStore, Finished, FinishedBatch, Keep, Key, Known, Page,
+    Promise, RunStore, Shape, StoreError, Unfinished, UnfinishedBatch, Wanted, WantedBatches,
 };
 pub use watcher::{Extent, Piece, Watcher};

@@ -10,6 +10,7 @@ use sandbox::protocol::{Event, Freeze};
 use tokio::sync::oneshot;
 
 use crate::Launcher;
+use crate::execute::Gate;
 use crate::files::Reservation;
 use crate::launcher::Control;
 
@@ -60,10 +61,12 @@ pub struct Over<'a> {
 }
 
 /// The same for a run that was submitted.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Standing {
     pub(crate) base: Option<Arc<Base>>,
     pub(crate) freeze: Option<(Freeze, oneshot::Sender<Made>)>,
+    /// What is asked before its program starts.
+    pub(crate) gate: Option<Arc<dyn Gate>>,
 }
 
 /// What a prepare run has made: its image, still held, and how much the layer takes, or why there is none.

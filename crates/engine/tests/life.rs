@@ -165,8 +165,13 @@ fn engine_with(script: Script, slots: usize, queue_capacity: usize) -> (Engine, 
 }
 
 fn store() -> Arc<EmbeddedStore> {
-    let keep =
-        Keep { runs: 100, bytes: 1 << 20, time: Duration::from_secs(60), keys: Duration::from_secs(60) };
+    let keep = Keep {
+        runs: 100,
+        bytes: 1 << 20,
+        batches: 10,
+        time: Duration::from_secs(60),
+        keys: Duration::from_secs(60),
+    };
     Arc::new(EmbeddedStore::in_memory(keep).unwrap())
 }
 

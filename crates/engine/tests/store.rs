@@ -13,7 +13,7 @@ use run::{
 const EVER: Duration = Duration::from_secs(3600);
 
 fn keep() -> Keep {
-    Keep { runs: 1000, bytes: 1 << 30, time: EVER, keys: EVER }
+    Keep { runs: 1000, bytes: 1 << 30, batches: 1000, time: EVER, keys: EVER }
 }
 
 fn store(keep: Keep) -> EmbeddedStore {

@@ -28,6 +28,20 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Every one with its name, in the order of the documentation.
+    pub const NAMES: [(&'static str, Self); 10] = [
+        ("accepted", Self::Accepted),
+        ("wrong_answer", Self::WrongAnswer),
+        ("time_limit", Self::TimeLimit),
+        ("memory_limit", Self::MemoryLimit),
+        ("output_limit", Self::OutputLimit),
+        ("runtime_error", Self::RuntimeError),
+        ("compile_error", Self::CompileError),
+        ("skipped", Self::Skipped),
+        ("cancelled", Self::Cancelled),
+        ("internal_error", Self::InternalError),
+    ];
+
     /// Of a test that has ended. `is_right` is asked only where the program ended well; `None` where nothing
     /// in particular was expected.
     pub fn of(outcome: &Outcome, truncated: bool, is_right: impl FnOnce() -> Option<bool>) -> Self {

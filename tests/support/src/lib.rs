@@ -22,6 +22,7 @@ pub mod glimpse;
 pub mod guest;
 pub mod guide;
 pub mod host;
+pub mod marked;
 
 mod command;
 mod place;

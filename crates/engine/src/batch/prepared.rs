@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use run::{PrincipalName, RunSpec};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::PreparedInfo;
@@ -18,7 +19,8 @@ use crate::over::Base;
 /// What a name costs beside its content, as the launcher counts it.
 const ENTRY_BYTES: u64 = 4096;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct PreparedId(pub Uuid);
 
 impl fmt::Display for PreparedId {
@@ -131,6 +133,12 @@ impl Shelf {
         }
         *used = Instant::now();
         Some(Arc::clone(prepared))
+    }
+
+    /// Whether it is still there for its owner.
+    pub(super) fn has(&self, id: PreparedId) -> bool {
+        let all = self.prepared();
+        all.get(&id).is_some_and(|(prepared, _)| prepared.expires > clock::now())
     }
 
     fn prepared(&self) -> MutexGuard<'_, HashMap<PreparedId, (Arc<Prepared>, Instant)>> {

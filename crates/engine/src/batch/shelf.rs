@@ -1,4 +1,5 @@
-//! Batches by their ids: those under way, and the finished ones as long as there is room for them.
+//! Batches by their ids: those under way, and finished ones that could not be written down, as long as there is
+//! room for them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,10 +28,21 @@ impl Shelf {
         self.batches.insert(batch.id(), batch);
     }
 
-    pub(super) fn finish(&mut self, id: BatchId, bytes: u64, now: Instant) {
+    pub(super) fn finish(&mut self, id: BatchId, bytes: u64, written: bool, now: Instant) {
+        if written {
+            return self.remove(id);
+        }
         self.finished.push_back((now, id, bytes));
         self.bytes += bytes;
         self.expire(now);
+    }
+
+    pub(super) fn remove(&mut self, id: BatchId) {
+        self.batches.remove(&id);
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<LiveBatch>> {
+        self.batches.values().cloned().collect()
     }
 
     pub(super) fn get(&mut self, id: BatchId, now: Instant) -> Option<Arc<LiveBatch>> {

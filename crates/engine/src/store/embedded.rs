@@ -1,46 +1,131 @@
 //! Runs in one file of the server's own, with one thread that writes it. Readers see what is written and
 //! what is about to be.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use run::{Output, Run, RunId, Stream};
 use tokio::sync::oneshot;
 
-use super::batch::{Answer, Change, Queue};
 use super::format::{self, Claim, Head, Read};
+use super::queue::{Answer, Change, Queue};
 use super::tables::{self, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number, place};
-use super::{Finished, Keep, Key, Known, Page, Promise, RunStore, StoreError, Unfinished, Wanted, writer};
+use super::writer::{self, Tally};
+use super::{Finished, Keep, Key, Known, Page, Promise, RunStore, StoreError, Unfinished, Wanted};
 use crate::clock;
 
-const READING: &str = "read the file of runs";
+pub(super) const READING: &str = "read the file of runs";
 
 /// How many runs one page looks at: a filter that few runs pass takes several.
-const LOOKED_AT: usize = 2_000;
+pub(super) const LOOKED_AT: usize = 2_000;
+
+/// The file could not be opened when it was opened anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the file is closed")]
+struct Closed;
 
 /// Dropping it writes what is left.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub database: Database,
+    /// Nothing while it can't be opened.
+    file: RwLock<Option<Database>>,
+    /// Where it is; nowhere in memory.
+    path: Option<PathBuf>,
     pub queue: Queue,
     pub keep: Keep,
-    broken: OnceLock<StoreError>,
+    broken: Mutex<Option<StoreError>>,
 }
 
 impl Shared {
+    /// Looks into the file as it stands.
+    pub(super) fn read<T>(
+        &self,
+        look: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.with_file(|file| look(&file.begin_read().map_err(failed(READING))?))
+    }
+
+    pub(super) fn with_file<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        match &*file {
+            Some(file) => work(file),
+            None => Err(self.broken().unwrap_or_else(|| StoreError::new(READING, Closed))),
+        }
+    }
+
+    /// Opens a file anew that has failed, and finds out whether it can be written again.
+    pub(super) fn mend(&self) -> Result<Tally, StoreError> {
+        if let Some(path) = &self.path {
+            let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+            // It must be closed before it can be opened.
+            *file = None;
+            *file = Some(tables::open(Some(path))?);
+        }
+        self.with_file(tables::try_to_write)?;
+        self.with_file(writer::tally)
+    }
+
+    pub(super) fn broken(&self) -> Option<StoreError> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Hands a change to the writer, at once, unless the file can't be written just now; what is returned waits
+    /// until it is on disk.
+    pub(super) fn written<T: Send + 'static>(
+        self: &Arc<Self>,
+        within: Duration,
+        change: impl FnOnce(Answer<T>) -> Change,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        match self.broken() {
+            Some(error) => Box::pin(std::future::ready(Err(error))),
+            None => self.owed(within, change),
+        }
+    }
+
+    /// The same for what must be written at last, even if it can't be now.
+    pub(super) fn owed<T: Send + 'static>(
+        self: &Arc<Self>,
+        within: Duration,
+        change: impl FnOnce(Answer<T>) -> Change,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (answer, written) = oneshot::channel();
+        self.queue.push(change(answer), within);
+        let shared = Arc::clone(self);
+        Box::pin(async move { shared.heard(written).await })
+    }
+
+    async fn heard<T>(&self, written: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+        match written.await {
+            Ok(written) => written,
+            Err(gone) => Err(self.broken().unwrap_or_else(|| StoreError::new("write a run down", gone))),
+        }
+    }
+
     pub(super) fn fail(&self, error: &StoreError) {
-        if self.broken.set(error.clone()).is_ok() {
-            tracing::error!(error = %error, cause = %error.source, "runs can't be remembered any more");
+        let before = self.broken.lock().unwrap_or_else(PoisonError::into_inner).replace(error.clone());
+        if before.is_none() {
+            tracing::error!(error = %error, cause = %error.source, "runs can't be remembered just now");
+        }
+    }
+
+    pub(super) fn is_mended(&self) {
+        let before = self.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if before.is_some() {
+            tracing::info!("runs are remembered again");
         }
     }
 }
@@ -48,17 +133,19 @@ impl Shared {
 impl EmbeddedStore {
     /// Opens the file, or makes it.
     pub fn open(path: &Path, keep: Keep) -> Result<Self, StoreError> {
-        Self::over(tables::open(Some(path))?, keep)
+        Self::over(Some(path.to_owned()), keep)
     }
 
     /// A store whose runs are forgotten with it.
     pub fn in_memory(keep: Keep) -> Result<Self, StoreError> {
-        Self::over(tables::open(None)?, keep)
+        Self::over(None, keep)
     }
 
-    fn over(database: Database, keep: Keep) -> Result<Self, StoreError> {
-        let tally = writer::tally(&database)?;
-        let shared = Arc::new(Shared { database, queue: Queue::default(), keep, broken: OnceLock::new() });
+    fn over(path: Option<PathBuf>, keep: Keep) -> Result<Self, StoreError> {
+        let file = tables::open(path.as_deref())?;
+        let tally = writer::tally(&file)?;
+        let file = RwLock::new(Some(file));
+        let shared = Arc::new(Shared { file, path, queue: Queue::default(), keep, broken: Mutex::default() });
         let writing = Arc::clone(&shared);
         let writer = std::thread::Builder::new().name("run-store".into());
         let writer = writer.spawn(move || writer::write(&writing, tally));
@@ -67,31 +154,11 @@ impl EmbeddedStore {
     }
 
     /// Hands a change to the writer and waits until it is on disk.
-    async fn written<T>(&self, change: impl FnOnce(Answer<T>) -> Change) -> Result<T, StoreError> {
-        if let Some(error) = self.shared.broken.get() {
-            return Err(error.clone());
-        }
-        let (answer, written) = oneshot::channel();
-        self.shared.queue.urgent(change(answer));
-        self.heard(written).await
-    }
-
-    async fn heard<T>(&self, written: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
-        match written.await {
-            Ok(written) => written,
-            Err(gone) => Err(match self.shared.broken.get() {
-                Some(error) => error.clone(),
-                None => StoreError::new("write a run down", gone),
-            }),
-        }
-    }
-
-    fn head(&self, id: RunId) -> Result<Option<Head>, StoreError> {
-        let reading = self.shared.database.begin_read().map_err(failed(READING))?;
-        let runs = reading.open_table(RUNS).map_err(failed(READING))?;
-        let text = runs.get(number(id)).map_err(failed(READING))?;
-        let head = text.map(|text| format::read::<Head>(text.value())).transpose()?;
-        Ok(head.filter(|head| !head.expired(clock::timestamp())))
+    async fn written<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(Answer<T>) -> Change,
+    ) -> Result<T, StoreError> {
+        self.shared.written(Duration::ZERO, change).await
     }
 }
 
@@ -107,10 +174,11 @@ impl RunStore for EmbeddedStore {
     }
 
     fn known(&self, key: &Key) -> Result<Option<Known>, StoreError> {
-        let reading = self.shared.database.begin_read().map_err(failed(READING))?;
-        let keys = reading.open_table(KEYS).map_err(failed(READING))?;
-        let claim = keys.get((key.owner.as_str(), key.name.as_str())).map_err(failed(READING))?;
-        let claim = claim.map(|claim| format::read::<Claim>(claim.value())).transpose()?;
+        let claim = self.shared.read(|reading| {
+            let keys = reading.open_table(KEYS).map_err(failed(READING))?;
+            let claim = keys.get((key.owner.as_str(), key.name.as_str())).map_err(failed(READING))?;
+            claim.map(|claim| format::read::<Claim>(claim.value())).transpose()
+        })?;
         let stands = |claim: &Claim| claim.expires_us > clock::timestamp().as_microsecond();
         Ok(claim.filter(stands).map(|claim| Known { id: claim.id, same: claim.body == key.body }))
     }
@@ -123,7 +191,7 @@ impl RunStore for EmbeddedStore {
         Box::pin(async move {
             let (answer, written) = oneshot::channel();
             self.shared.queue.finished(run, Some(answer));
-            self.heard(written).await
+            self.shared.heard(written).await
         })
     }
 
@@ -151,75 +219,95 @@ impl RunStore for EmbeddedStore {
         if let Some(run) = self.shared.queue.pending(id) {
             return Ok(Some(Finished::loaded(run)));
         }
-        Ok(self.head(id)?.map(Finished::from))
+        let head = self.shared.read(|reading| head(reading, id))?;
+        Ok(head.filter(|head| !head.expired(clock::timestamp())).map(Finished::from))
     }
 
     fn read(&self, id: RunId, stream: Stream, offset: u64, most: usize) -> Result<Vec<u8>, StoreError> {
         if let Some(run) = self.shared.queue.pending(id) {
             return Ok(part(output(&run, stream), offset, most).to_vec());
         }
-        let reading = self.shared.database.begin_read().map_err(failed(READING))?;
-        let outputs = reading.open_table(OUTPUTS).map_err(failed(READING))?;
-        let (first, mut skipped) = (offset / PIECE_BYTES as u64, (offset % PIECE_BYTES as u64) as usize);
-        let first = u32::try_from(first).unwrap_or(u32::MAX);
-        let pieces = (number(id), place(stream), first)..=(number(id), place(stream), u32::MAX);
-        let mut bytes = Vec::new();
-        for piece in outputs.range(pieces).map_err(failed(READING))? {
-            let (_, piece) = piece.map_err(failed(READING))?;
-            let rest = piece.value().get(skipped..).unwrap_or_default();
-            bytes.extend_from_slice(&rest[..rest.len().min(most - bytes.len())]);
-            skipped = 0;
-            if bytes.len() == most {
-                break;
-            }
-        }
-        Ok(bytes)
+        self.shared.read(|reading| read_output(reading, id, stream, offset, most))
     }
 
     fn page(&self, wanted: Wanted<'_>) -> Result<Page, StoreError> {
         // Looked at first: what is written meanwhile is then found twice rather than not at all.
         let pending = self.shared.queue.all_pending(wanted.before);
-        let reading = self.shared.database.begin_read().map_err(failed(READING))?;
-        let runs = reading.open_table(RUNS).map_err(failed(READING))?;
         let older = ..wanted.before.map_or(u128::MAX, number);
         let now = clock::timestamp();
-        let written = runs.range(older).map_err(failed(READING))?.rev().filter_map(|entry| {
-            let head =
-                entry.map_err(failed(READING)).and_then(|(_, text)| format::read::<Head>(text.value()));
-            match head {
-                Ok(head) => (!head.expired(now)).then(|| Ok(Finished::from(head))),
-                Err(error) => Some(Err(error)),
-            }
-        });
-        select(&wanted, newest_first(pending, written))
+        self.shared.read(|reading| {
+            let runs = reading.open_table(RUNS).map_err(failed(READING))?;
+            let written = runs.range(older).map_err(failed(READING))?.rev().filter_map(|entry| {
+                let head =
+                    entry.map_err(failed(READING)).and_then(|(_, text)| format::read::<Head>(text.value()));
+                match head {
+                    Ok(head) => (!head.expired(now)).then(|| Ok(Finished::from(head))),
+                    Err(error) => Some(Err(error)),
+                }
+            });
+            select(&wanted, newest_first(pending, written))
+        })
     }
 
     fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
-        let reading = self.shared.database.begin_read().map_err(failed(READING))?;
-        let promised = reading.open_table(PROMISED).map_err(failed(READING))?;
-        let started = reading.open_table(STARTED).map_err(failed(READING))?;
-        let mut unfinished = Vec::new();
-        for entry in promised.iter().map_err(failed(READING))? {
-            let (id, text) = entry.map_err(failed(READING))?;
-            let Read { run, spec } = format::read(text.value())?;
-            let at = started.get(id.value()).map_err(failed(READING))?.map(|at| at.value());
-            let started_at = at.map(|at| Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH));
-            unfinished.push(Unfinished { run, spec, started_at });
-        }
-        Ok(unfinished)
+        self.shared.read(|reading| {
+            let promised = reading.open_table(PROMISED).map_err(failed(READING))?;
+            let started = reading.open_table(STARTED).map_err(failed(READING))?;
+            let mut unfinished = Vec::new();
+            for entry in promised.iter().map_err(failed(READING))? {
+                let (id, text) = entry.map_err(failed(READING))?;
+                let Read { run, spec } = format::read(text.value())?;
+                let at = started.get(id.value()).map_err(failed(READING))?.map(|at| at.value());
+                let started_at =
+                    at.map(|at| Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH));
+                unfinished.push(Unfinished { run, spec, started_at });
+            }
+            Ok(unfinished)
+        })
     }
 
     fn broken(&self) -> Option<StoreError> {
-        self.shared.broken.get().cloned()
+        self.shared.broken()
     }
 
     fn close(&self) {
         self.shared.queue.close();
-        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if writer.is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the thread that writes runs panicked");
         }
     }
+}
+
+pub(super) fn head(reading: &ReadTransaction, id: RunId) -> Result<Option<Head>, StoreError> {
+    let runs = reading.open_table(RUNS).map_err(failed(READING))?;
+    let text = runs.get(number(id)).map_err(failed(READING))?;
+    text.map(|text| format::read::<Head>(text.value())).transpose()
+}
+
+/// A part of a kept output; nothing where there is none any more.
+pub(super) fn read_output(
+    reading: &ReadTransaction,
+    id: RunId,
+    stream: Stream,
+    offset: u64,
+    most: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let outputs = reading.open_table(OUTPUTS).map_err(failed(READING))?;
+    let (first, mut skipped) = (offset / PIECE_BYTES as u64, (offset % PIECE_BYTES as u64) as usize);
+    let first = u32::try_from(first).unwrap_or(u32::MAX);
+    let pieces = (number(id), place(stream), first)..=(number(id), place(stream), u32::MAX);
+    let mut bytes = Vec::new();
+    for piece in outputs.range(pieces).map_err(failed(READING))? {
+        let (_, piece) = piece.map_err(failed(READING))?;
+        let rest = piece.value().get(skipped..).unwrap_or_default();
+        bytes.extend_from_slice(&rest[..rest.len().min(most - bytes.len())]);
+        skipped = 0;
+        if bytes.len() == most {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Runs that are about to be written among those that are, each once.

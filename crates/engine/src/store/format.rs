@@ -1,10 +1,12 @@
 //! How runs are written down: as JSON, in which fields can be added later, and read by who does not know them.
 
 use jiff::Timestamp;
-use run::{Run, RunSpec};
+use run::{Run, RunSpec, Verdict};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::batches::{BatchPromise, BatchResult};
 use super::{Finished, Key, Promise, Shape, StoreError};
+use crate::batch::{Batch, BatchSpec, Test};
 
 /// The version of everything in the file. A field that may be absent needs no new one.
 pub(super) const FORMAT: u64 = 1;
@@ -61,6 +63,90 @@ impl<'a> From<&'a Promise> for Written<'a> {
 pub(super) struct Read {
     pub run: Run,
     pub spec: RunSpec,
+}
+
+/// The place of the prepare command's run among the results of a batch, and of the batch's events.
+pub(super) const PREPARE: u32 = u32::MAX;
+pub(super) const EVENTS: u32 = u32::MAX - 1;
+
+/// A finished batch without its results, which are kept beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct BatchHead {
+    pub batch: Batch,
+    pub tests: usize,
+    pub tested: usize,
+    pub bytes: u64,
+    /// In microseconds since 1970.
+    pub expires_us: i64,
+}
+
+impl BatchHead {
+    pub(super) fn expired(&self, now: Timestamp) -> bool {
+        self.expires_us <= now.as_microsecond()
+    }
+}
+
+/// A batch that was promised, as it was then.
+#[derive(Debug, Serialize)]
+pub(super) struct WrittenBatch<'a> {
+    batch: &'a Batch,
+    spec: &'a BatchSpec,
+    key: Option<&'a Key>,
+}
+
+impl<'a> From<&'a BatchPromise> for WrittenBatch<'a> {
+    fn from(promise: &'a BatchPromise) -> Self {
+        Self { batch: &promise.batch, spec: &promise.spec, key: promise.key.as_ref() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReadBatch {
+    pub batch: Batch,
+    pub spec: BatchSpec,
+}
+
+/// One result of a batch. What its run wrote lies with the run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WrittenResult {
+    pub event: usize,
+    pub name: Option<String>,
+    pub verdict: Option<Verdict>,
+    pub run: Option<WrittenRun>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct WrittenRun {
+    pub run: Run,
+    pub stdout: Shape,
+    pub stderr: Shape,
+    /// Files that it handed out are with the run itself.
+    pub outputs_apart: bool,
+}
+
+impl WrittenResult {
+    pub(super) fn run_id(&self) -> Option<run::RunId> {
+        self.run.as_ref().map(|written| written.run.id)
+    }
+}
+
+impl From<&BatchResult> for WrittenResult {
+    fn from(result: &BatchResult) -> Self {
+        let Test { name, verdict, run } = &result.result;
+        let run = run.as_ref().map(|run| WrittenRun::from(&**run));
+        Self { event: result.event, name: name.clone(), verdict: *verdict, run }
+    }
+}
+
+impl From<&Run> for WrittenRun {
+    fn from(run: &Run) -> Self {
+        let outputs_apart = inline_bytes(run) > 0;
+        let mut bare = run.clone();
+        if outputs_apart {
+            bare.outputs = Default::default();
+        }
+        Self { run: bare, stdout: Shape::of(&run.stdout), stderr: Shape::of(&run.stderr), outputs_apart }
+    }
 }
 
 /// Only whether there is a key: the rest of a promise may be large.

@@ -3,8 +3,12 @@
 
 pub(crate) mod embedded;
 
-mod batch;
+mod batch_reader;
+mod batch_writer;
+mod batches;
 mod format;
+mod queue;
+mod recover;
 mod tables;
 mod writer;
 
@@ -17,14 +21,16 @@ use jiff::Timestamp;
 use run::{Encoding, Output, Run, RunId, RunSpec, Stream};
 use serde::{Deserialize, Serialize};
 
+pub use batches::{BatchPromise, BatchResult, BatchStore, FinishedBatch, UnfinishedBatch, WantedBatches};
 pub use embedded::EmbeddedStore;
 
-/// How much is remembered of finished runs.
+/// How much is remembered of finished runs and batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
     pub runs: usize,
-    /// Of their outputs.
+    /// Of their outputs; and what is written of batches takes no more than that, either.
     pub bytes: u64,
+    pub batches: usize,
     pub time: Duration,
     /// How long a key stands for the run that was made under it, which is kept as long.
     pub keys: Duration,
@@ -69,9 +75,10 @@ pub struct Promise {
     pub key: Option<Key>,
 }
 
-/// The run that was made under a key.
+/// The run that was made under a key, or the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
+    /// A batch's has the same form. The body that belongs to a key says which of them it is.
     pub id: RunId,
     /// Whether the same was asked then.
     pub same: bool,

@@ -7,6 +7,7 @@ use run::{RunId, Stream};
 
 use super::StoreError;
 use super::format::FORMAT;
+use crate::batch::BatchId;
 
 /// Finished runs without their outputs.
 pub(super) const RUNS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("runs");
@@ -22,6 +23,20 @@ pub(super) const STARTED: TableDefinition<'_, u128, i64> = TableDefinition::new(
 pub(super) const KEYS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("keys");
 /// Keys in the order in which they are forgotten.
 pub(super) const KEY_EXPIRY: TableDefinition<'_, (i64, &str, &str), ()> = TableDefinition::new("key_expiry");
+/// Finished batches without their runs.
+pub(super) const BATCHES: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("batches");
+/// The results of batches, finished or not, by batch and place.
+pub(super) const BATCH_RESULTS: TableDefinition<'_, (u128, u32), &[u8]> =
+    TableDefinition::new("batch_results");
+/// Finished batches in the order in which they are forgotten, each with the bytes that it takes.
+pub(super) const BATCH_EXPIRY: TableDefinition<'_, (i64, u128), u64> = TableDefinition::new("batch_expiry");
+/// Batches that were promised and have not ended.
+pub(super) const BATCHES_PROMISED: TableDefinition<'_, u128, &[u8]> =
+    TableDefinition::new("batches_promised");
+/// Those of them that have begun, and when.
+pub(super) const BATCHES_BEGUN: TableDefinition<'_, u128, i64> = TableDefinition::new("batches_begun");
+const TRIAL: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("trial");
+const TRIAL_BYTES: usize = 256 * 1024;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// How much of an output one piece holds: what is read at once by who reads a part of it.
@@ -31,6 +46,10 @@ pub(super) const PIECE_BYTES: usize = 64 * 1024;
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 pub(super) fn number(id: RunId) -> u128 {
+    id.0.as_u128()
+}
+
+pub(super) fn number_of_batch(id: BatchId) -> u128 {
     id.0.as_u128()
 }
 
@@ -53,6 +72,23 @@ pub(super) fn failed<E: Into<redb::Error>>(doing: &'static str) -> impl Fn(E) ->
 )]
 struct UnknownFormat {
     found: u64,
+}
+
+/// Finds out whether there is room to write: what it writes it removes again.
+pub(super) fn try_to_write(file: &Database) -> Result<(), StoreError> {
+    const TRYING: &str = "write to the file of runs";
+    for bytes in [Some(vec![0; TRIAL_BYTES]), None] {
+        let change = file.begin_write().map_err(failed(TRYING))?;
+        {
+            let mut trial = change.open_table(TRIAL).map_err(failed(TRYING))?;
+            match bytes {
+                Some(bytes) => drop(trial.insert(0, &*bytes).map_err(failed(TRYING))?),
+                None => drop(trial.remove(0).map_err(failed(TRYING))?),
+            }
+        }
+        change.commit().map_err(failed(TRYING))?;
+    }
+    Ok(())
 }
 
 pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
@@ -81,6 +117,11 @@ pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
         change.open_table(STARTED).map_err(failed(OPENING))?;
         change.open_table(KEYS).map_err(failed(OPENING))?;
         change.open_table(KEY_EXPIRY).map_err(failed(OPENING))?;
+        change.open_table(BATCHES).map_err(failed(OPENING))?;
+        change.open_table(BATCH_RESULTS).map_err(failed(OPENING))?;
+        change.open_table(BATCH_EXPIRY).map_err(failed(OPENING))?;
+        change.open_table(BATCHES_PROMISED).map_err(failed(OPENING))?;
+        change.open_table(BATCHES_BEGUN).map_err(failed(OPENING))?;
     }
     change.commit().map_err(failed(OPENING))?;
     Ok(database)

@@ -7,97 +7,128 @@ use jiff::Timestamp;
 use redb::{ReadableTable, Table, WriteTransaction};
 use run::{Output, Run, RunId, Stream};
 
-use super::batch::{Answer, Batch, Change};
+use super::batch_writer::BatchTables;
 use super::embedded::Shared;
 use super::format::{self, Claim, Head, ReadKey, Written};
+use super::queue::{Answer, Change, Collected};
+use super::recover::Owed;
 use super::tables::{
-    EXPIRY, KEY_EXPIRY, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number, place,
+    BATCH_EXPIRY, EXPIRY, KEY_EXPIRY, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number,
+    place,
 };
-use super::{Keep, Known, Promise, Shape, StoreError};
+use super::{Keep, Key, Known, Promise, Shape, StoreError};
 use crate::clock;
 
-const WRITING: &str = "write to the file of runs";
+pub(super) const WRITING: &str = "write to the file of runs";
 
 /// How often old runs are looked for when nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// What the file holds of finished runs.
+/// What the file holds of finished runs and batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub runs: usize,
     pub bytes: u64,
+    pub batches: usize,
+    pub batch_bytes: u64,
 }
 
 /// Writes until the store is closed.
 pub(super) fn write(shared: &Shared, mut tally: Tally) {
-    while let Some(mut batch) = shared.queue.next(IDLE) {
-        let mut told = Vec::new();
-        let written = write_batch(shared, &mut batch, tally, &mut told);
-        match &written {
-            Ok(now) => tally = *now,
-            Err(error) => shared.fail(error),
-        }
-        // First nobody finds them among the pending any more, then everybody may look for them.
-        shared.queue.done(&batch.runs);
-        for tell in told {
-            tell(written.as_ref().err());
-        }
+    let mut owed = Owed::default();
+    while let Some(collected) = shared.queue.next(owed.pause().unwrap_or(IDLE)) {
+        let due = owed.is_due();
+        write_down(shared, &mut tally, &mut owed, collected, due);
+    }
+    if !owed.is_empty() {
+        write_down(shared, &mut tally, &mut owed, Collected::default(), true);
     }
 }
 
-/// Tells somebody who waits, once it is known whether the whole batch was written.
-type Tell = Box<dyn FnOnce(Option<&StoreError>)>;
+/// Writes what has collected, and what is owed, unless the file failed a moment ago.
+fn write_down(shared: &Shared, tally: &mut Tally, owed: &mut Owed, mut collected: Collected, due: bool) {
+    owed.put_first(&mut collected);
+    let must = collected.owed();
+    let mut told = Vec::new();
+    let written = match shared.broken() {
+        Some(error) if !due => {
+            // Their answers are dropped, and whoever waits for one is told that it will not come.
+            collected.changes.clear();
+            Err(error)
+        }
+        Some(_) => shared.mend().and_then(|mended| write_all(shared, &mut collected, mended, &mut told)),
+        None => write_all(shared, &mut collected, *tally, &mut told),
+    };
+    match &written {
+        Ok(now) => {
+            *tally = *now;
+            owed.settle();
+            shared.is_mended();
+        }
+        Err(error) => {
+            shared.fail(error);
+            owed.keep(must, &mut collected, due);
+        }
+    }
+    // First nobody finds them among the pending any more, then everybody may look for them.
+    shared.queue.done(&collected.runs);
+    for tell in told {
+        tell(written.as_ref().err());
+    }
+}
 
-fn tell<T: 'static>(answer: Answer<T>, value: T) -> Tell {
+/// Tells somebody who waits, once it is known whether everything was written.
+pub(super) type Tell = Box<dyn FnOnce(Option<&StoreError>)>;
+
+pub(super) fn tell<T: 'static>(answer: Answer<T>, value: T) -> Tell {
     Box::new(move |error| {
         // Who has gone away need not be told.
         let _ = answer.send(error.map_or(Ok(value), |error| Err(error.clone())));
     })
 }
 
-fn write_batch(
+fn write_all(
     shared: &Shared,
-    batch: &mut Batch,
+    collected: &mut Collected,
     tally: Tally,
     told: &mut Vec<Tell>,
 ) -> Result<Tally, StoreError> {
     let now = clock::timestamp();
-    let changes = std::mem::take(&mut batch.changes);
+    let changes = std::mem::take(&mut collected.changes);
     if changes.is_empty() && !overdue(shared, now)? {
         return Ok(tally);
     }
-    let transaction = match shared.database.begin_write() {
-        Ok(transaction) => transaction,
-        Err(error) => {
-            // Their answers are dropped, and whoever waits for one is told that it will not come.
-            return Err(failed(WRITING)(error));
+    shared.with_file(|file| {
+        let transaction = file.begin_write().map_err(failed(WRITING))?;
+        let mut tables = Tables::open(&transaction, shared.keep, tally, now)?;
+        let mut first = Ok(());
+        for change in changes {
+            let done = tables.apply(change, collected, told);
+            first = first.and(done);
         }
-    };
-    let mut tables = Tables::open(&transaction, shared.keep, tally, now)?;
-    let mut first = Ok(());
-    for change in changes {
-        let done = tables.apply(change, batch, told);
-        first = first.and(done);
-    }
-    first?;
-    tables.expire()?;
-    let tally = tables.tally;
-    drop(tables);
-    transaction.commit().map_err(failed(WRITING))?;
-    Ok(tally)
+        first?;
+        tables.expire()?;
+        let tally = tables.tally;
+        drop(tables);
+        transaction.commit().map_err(failed(WRITING))?;
+        Ok(tally)
+    })
 }
 
 fn overdue(shared: &Shared, now: Timestamp) -> Result<bool, StoreError> {
-    use redb::ReadableDatabase;
-    let reading = shared.database.begin_read().map_err(failed(WRITING))?;
-    let expiry = reading.open_table(EXPIRY).map_err(failed(WRITING))?;
-    let keys = reading.open_table(KEY_EXPIRY).map_err(failed(WRITING))?;
-    let run = expiry.first().map_err(failed(WRITING))?.map(|(key, _)| key.value().0);
-    let key = keys.first().map_err(failed(WRITING))?.map(|(key, _)| key.value().0);
-    Ok(run.into_iter().chain(key).any(|at| at <= now.as_microsecond()))
+    shared.read(|reading| {
+        let expiry = reading.open_table(EXPIRY).map_err(failed(WRITING))?;
+        let keys = reading.open_table(KEY_EXPIRY).map_err(failed(WRITING))?;
+        let batches = reading.open_table(BATCH_EXPIRY).map_err(failed(WRITING))?;
+        let run = expiry.first().map_err(failed(WRITING))?.map(|(key, _)| key.value().0);
+        let batch = batches.first().map_err(failed(WRITING))?.map(|(key, _)| key.value().0);
+        let key = keys.first().map_err(failed(WRITING))?.map(|(key, _)| key.value().0);
+        Ok(run.into_iter().chain(batch).chain(key).any(|at| at <= now.as_microsecond()))
+    })
 }
 
-struct Tables<'t> {
+pub(super) struct Tables<'t> {
+    pub(super) batches: BatchTables<'t>,
     runs: Table<'t, u128, &'static [u8]>,
     outputs: Table<'t, (u128, u8, u32), &'static [u8]>,
     expiry: Table<'t, (i64, u128), u64>,
@@ -105,9 +136,9 @@ struct Tables<'t> {
     started: Table<'t, u128, i64>,
     keys: Table<'t, (&'static str, &'static str), &'static [u8]>,
     key_expiry: Table<'t, (i64, &'static str, &'static str), ()>,
-    keep: Keep,
-    tally: Tally,
-    now: Timestamp,
+    pub(super) keep: Keep,
+    pub(super) tally: Tally,
+    pub(super) now: Timestamp,
 }
 
 impl<'t> Tables<'t> {
@@ -118,6 +149,7 @@ impl<'t> Tables<'t> {
         now: Timestamp,
     ) -> Result<Self, StoreError> {
         Ok(Self {
+            batches: BatchTables::open(transaction)?,
             runs: transaction.open_table(RUNS).map_err(failed(WRITING))?,
             outputs: transaction.open_table(OUTPUTS).map_err(failed(WRITING))?,
             expiry: transaction.open_table(EXPIRY).map_err(failed(WRITING))?,
@@ -131,7 +163,12 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn apply(&mut self, change: Change, batch: &Batch, told: &mut Vec<Tell>) -> Result<(), StoreError> {
+    fn apply(
+        &mut self,
+        change: Change,
+        collected: &Collected,
+        told: &mut Vec<Tell>,
+    ) -> Result<(), StoreError> {
         match change {
             Change::Promise(promise, answer) => {
                 let known = self.promise(&promise);
@@ -144,7 +181,14 @@ impl<'t> Tables<'t> {
             }
             Change::Finished(id, answer) => {
                 told.extend(answer.map(|answer| tell(answer, ())));
-                let Some(run) = batch.runs.get(&id) else { return Ok(()) };
+                let Some(run) = collected.runs.get(&id) else { return Ok(()) };
+                let key = self.end_promise(id)?;
+                self.finish(run, key)
+            }
+            Change::Owed(id) => {
+                // Nobody can tell whether it was written when it failed.
+                self.forget(number(id))?;
+                let Some(run) = collected.runs.get(&id) else { return Ok(()) };
                 let key = self.end_promise(id)?;
                 self.finish(run, key)
             }
@@ -153,26 +197,34 @@ impl<'t> Tables<'t> {
                 told.push(tell(answer, ()));
                 self.forget(number(id))
             }
+            Change::Batch(change) => self.apply_to_batch(change, told),
         }
     }
 
     fn promise(&mut self, promise: &Promise) -> Result<Option<Known>, StoreError> {
         let id = promise.run.id;
-        if let Some(key) = &promise.key {
-            let expires_us = after(self.now, self.keep.keys);
-            if let Some(claim) = self.claim(key.owner.as_str(), key.name.as_str())? {
-                if claim.expires_us > self.now.as_microsecond() {
-                    return Ok(Some(Known { id: claim.id, same: claim.body == key.body }));
-                }
-                self.drop_key(claim.expires_us, &key.owner, &key.name)?;
-            }
-            let claim = format::write(&Claim { id, body: key.body, expires_us })?;
-            let names = (key.owner.as_str(), key.name.as_str());
-            self.keys.insert(names, claim.as_slice()).map_err(failed(WRITING))?;
-            self.key_expiry.insert((expires_us, names.0, names.1), ()).map_err(failed(WRITING))?;
+        if let Some(known) = self.take_key(promise.key.as_ref(), id)? {
+            return Ok(Some(known));
         }
         let written = format::write(&Written::from(promise))?;
         self.promised.insert(number(id), written.as_slice()).map_err(failed(WRITING)).map(drop)?;
+        Ok(None)
+    }
+
+    /// Makes the key stand for that run, or that batch, unless it stands for something already.
+    pub(super) fn take_key(&mut self, key: Option<&Key>, id: RunId) -> Result<Option<Known>, StoreError> {
+        let Some(key) = key else { return Ok(None) };
+        let expires_us = after(self.now, self.keep.keys);
+        if let Some(claim) = self.claim(key.owner.as_str(), key.name.as_str())? {
+            if claim.expires_us > self.now.as_microsecond() {
+                return Ok(Some(Known { id: claim.id, same: claim.body == key.body }));
+            }
+            self.drop_key(claim.expires_us, &key.owner, &key.name)?;
+        }
+        let claim = format::write(&Claim { id, body: key.body, expires_us })?;
+        let names = (key.owner.as_str(), key.name.as_str());
+        self.keys.insert(names, claim.as_slice()).map_err(failed(WRITING))?;
+        self.key_expiry.insert((expires_us, names.0, names.1), ()).map_err(failed(WRITING))?;
         Ok(None)
     }
 
@@ -196,10 +248,9 @@ impl<'t> Tables<'t> {
     }
 
     fn finish(&mut self, run: &Run, has_key: bool) -> Result<(), StoreError> {
-        let time = if has_key { self.keep.time.max(self.keep.keys) } else { self.keep.time };
         let mut bare = run.clone();
         (bare.stdout, bare.stderr) = (Output::default(), Output::default());
-        let expires_us = after(self.now, time);
+        let expires_us = self.expires_us(has_key);
         let head =
             Head { run: bare, stdout: Shape::of(&run.stdout), stderr: Shape::of(&run.stderr), expires_us };
         self.insert(&head)?;
@@ -213,6 +264,12 @@ impl<'t> Tables<'t> {
         self.tally.runs += 1;
         self.tally.bytes += head.bytes();
         Ok(())
+    }
+
+    /// When something that has ended now is forgotten.
+    pub(super) fn expires_us(&self, has_key: bool) -> i64 {
+        let time = if has_key { self.keep.time.max(self.keep.keys) } else { self.keep.time };
+        after(self.now, time)
     }
 
     fn insert(&mut self, head: &Head) -> Result<(), StoreError> {
@@ -231,7 +288,7 @@ impl<'t> Tables<'t> {
         text.map(|text| format::read(text.value())).transpose()
     }
 
-    fn forget(&mut self, run: u128) -> Result<(), StoreError> {
+    pub(super) fn forget(&mut self, run: u128) -> Result<(), StoreError> {
         let Some(head) = self.head(run)? else { return Ok(()) };
         self.runs.remove(run).map_err(failed(WRITING))?;
         self.expiry.remove((head.expires_us, run)).map_err(failed(WRITING))?;
@@ -253,6 +310,7 @@ impl<'t> Tables<'t> {
             }
             self.forget(run)?;
         }
+        self.expire_batches()?;
         loop {
             let first = self.key_expiry.first().map_err(failed(WRITING))?;
             let first = first.map(|(key, _)| {
@@ -276,13 +334,17 @@ fn after(now: Timestamp, time: Duration) -> i64 {
 /// What was there when the file was opened.
 pub(super) fn tally(database: &redb::Database) -> Result<Tally, StoreError> {
     use redb::ReadableDatabase;
-    let reading = database.begin_read().map_err(failed("count the kept runs"))?;
-    let expiry = reading.open_table(EXPIRY).map_err(failed("count the kept runs"))?;
-    let mut tally = Tally::default();
-    for entry in expiry.iter().map_err(failed("count the kept runs"))? {
-        let (_, bytes) = entry.map_err(failed("count the kept runs"))?;
-        tally.runs += 1;
-        tally.bytes += bytes.value();
-    }
-    Ok(tally)
+    const COUNTING: &str = "count the kept runs";
+    let reading = database.begin_read().map_err(failed(COUNTING))?;
+    let count = |table| {
+        let expiry = reading.open_table(table).map_err(failed(COUNTING))?;
+        let (mut number, mut all_bytes) = (0, 0);
+        for entry in expiry.iter().map_err(failed(COUNTING))? {
+            let (_, bytes) = entry.map_err(failed(COUNTING))?;
+            (number, all_bytes) = (number + 1, all_bytes + bytes.value());
+        }
+        Ok((number, all_bytes))
+    };
+    let ((runs, bytes), (batches, batch_bytes)) = (count(EXPIRY)?, count(BATCH_EXPIRY)?);
+    Ok(Tally { runs, bytes, batches, batch_bytes })
 }

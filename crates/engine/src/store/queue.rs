@@ -10,11 +10,17 @@ use jiff::Timestamp;
 use run::{Run, RunId};
 use tokio::sync::{Notify, oneshot};
 
+use super::batches::{BatchPromise, BatchResult, FinishedBatch};
 use super::format::inline_bytes;
 use super::{Known, Promise, StoreError};
+use crate::batch::BatchId;
 
 /// How long what nobody waits for may lie around. It is lost if the server is killed meanwhile.
-const LINGER: Duration = Duration::from_millis(250);
+pub(super) const LINGER: Duration = Duration::from_millis(250);
+
+/// How long results of batches are collected: nobody is told of one before it is written, and many are written
+/// together.
+pub(super) const SOON: Duration = Duration::from_millis(20);
 
 /// How many finished runs may wait to be written, and how much they may hold, before runs are slowed down.
 const PENDING_RUNS: usize = 2_000;
@@ -31,13 +37,57 @@ pub(super) enum Change {
     Finished(RunId, Option<Answer<()>>),
     TornDown(RunId, f64),
     Forget(RunId, Answer<()>),
+    /// The end of a promised run, once more: it could not be written before.
+    Owed(RunId),
+    Batch(BatchChange),
+}
+
+/// The same of batches.
+#[derive(Debug)]
+pub(super) enum BatchChange {
+    Promise(BatchPromise, Answer<Option<Known>>),
+    Begun(BatchId, Timestamp, Answer<()>),
+    Result(BatchId, BatchResult, Answer<()>),
+    Finished(FinishedBatch, Vec<BatchResult>, Answer<()>),
+    Forget(BatchId, Answer<()>),
+    Owed(FinishedBatch, Vec<BatchResult>),
+}
+
+impl Change {
+    /// The same once more, for nobody who waits, where it is how something has ended that was promised.
+    fn owed(&self) -> Option<Self> {
+        match self {
+            Change::Finished(id, Some(_)) | Change::Owed(id) => Some(Change::Owed(*id)),
+            Change::Batch(BatchChange::Finished(batch, results, _) | BatchChange::Owed(batch, results)) => {
+                Some(Change::Batch(BatchChange::Owed(batch.clone(), results.clone())))
+            }
+            Change::Promise(..)
+            | Change::Started(..)
+            | Change::Finished(_, None)
+            | Change::TornDown(..)
+            | Change::Forget(..)
+            | Change::Batch(
+                BatchChange::Promise(..)
+                | BatchChange::Begun(..)
+                | BatchChange::Result(..)
+                | BatchChange::Forget(..),
+            ) => None,
+        }
+    }
 }
 
 /// Changes that are written together, with the runs that they speak of.
-#[derive(Debug)]
-pub(super) struct Batch {
+#[derive(Debug, Default)]
+pub(super) struct Collected {
     pub changes: Vec<Change>,
     pub runs: HashMap<RunId, Arc<Run>>,
+}
+
+impl Collected {
+    /// What must be written at last, should it fail now.
+    pub(super) fn owed(&self) -> Vec<Change> {
+        self.changes.iter().filter_map(Change::owed).collect()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,8 +102,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     changes: Vec<Change>,
-    since: Option<Instant>,
-    urgent: bool,
+    /// When they are to be written.
+    due: Option<Instant>,
     closing: bool,
     /// Finished runs that are not in the file yet.
     pending: BTreeMap<RunId, Arc<Run>>,
@@ -61,9 +111,12 @@ struct State {
 }
 
 impl State {
-    fn push(&mut self, change: Change) {
-        self.since.get_or_insert_with(Instant::now);
+    /// Says whether it is to be written earlier than all that there was.
+    fn push(&mut self, change: Change, within: Duration) -> bool {
         self.changes.push(change);
+        let (due, before) = (Instant::now() + within, self.due);
+        self.due = Some(before.map_or(due, |before| before.min(due)));
+        self.due != before
     }
 
     fn full(&self) -> bool {
@@ -77,25 +130,22 @@ impl Queue {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A change for which somebody waits.
-    pub(super) fn urgent(&self, change: Change) {
-        let mut state = self.lock();
-        state.push(change);
-        state.urgent = true;
-        drop(state);
-        self.work.notify_one();
+    /// A change that is to be written within that time, with whatever else there is by then.
+    pub(super) fn push(&self, change: Change, within: Duration) {
+        if self.lock().push(change, within) {
+            self.work.notify_one();
+        }
     }
 
     pub(super) fn finished(&self, run: Arc<Run>, answer: Option<Answer<()>>) {
         let mut state = self.lock();
-        let idle = state.changes.is_empty();
         let urgent = answer.is_some() || state.full();
-        state.push(Change::Finished(run.id, answer));
+        let earlier =
+            state.push(Change::Finished(run.id, answer), if urgent { Duration::ZERO } else { LINGER });
         state.bytes += weight(&run);
         state.pending.insert(run.id, run);
-        state.urgent |= urgent;
         drop(state);
-        if idle || urgent {
+        if earlier {
             self.work.notify_one();
         }
     }
@@ -108,8 +158,9 @@ impl Queue {
         match state.pending.get_mut(&id) {
             Some(run) if waits => Arc::make_mut(run).timings.teardown_ms = Some(took_ms),
             _ => {
-                state.push(Change::TornDown(id, took_ms));
-                self.work.notify_one();
+                if state.push(Change::TornDown(id, took_ms), LINGER) {
+                    self.work.notify_one();
+                }
             }
         }
     }
@@ -143,13 +194,13 @@ impl Queue {
     }
 
     /// What is to be written next, at the latest after `idle` although it may be nothing; `None` at the end.
-    pub(super) fn next(&self, idle: Duration) -> Option<Batch> {
+    pub(super) fn next(&self, idle: Duration) -> Option<Collected> {
         let mut state = self.lock();
         let asleep = Instant::now();
         loop {
-            let left = match state.since {
-                _ if state.urgent || state.closing => Duration::ZERO,
-                Some(since) => LINGER.saturating_sub(since.elapsed()),
+            let left = match state.due {
+                _ if state.closing => Duration::ZERO,
+                Some(due) => due.saturating_duration_since(Instant::now()),
                 None => idle.saturating_sub(asleep.elapsed()),
             };
             if left.is_zero() {
@@ -160,14 +211,14 @@ impl Queue {
         if state.closing && state.changes.is_empty() {
             return None;
         }
-        (state.since, state.urgent) = (None, false);
+        state.due = None;
         let changes = std::mem::take(&mut state.changes);
         let finished = changes.iter().filter_map(|change| match change {
             Change::Finished(id, _) => Some(*id),
             _ => None,
         });
         let runs = finished.filter_map(|id| Some((id, Arc::clone(state.pending.get(&id)?)))).collect();
-        Some(Batch { changes, runs })
+        Some(Collected { changes, runs })
     }
 
     /// They are in the file now, or never will be.
