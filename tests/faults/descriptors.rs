@@ -41,7 +41,8 @@ fn a_server_out_of_descriptors_recovers_when_some_come_back() {
 /// With room for connections and none for pipes, a run is our failure, and says so.
 #[test]
 fn a_run_that_gets_no_descriptors_is_told_from_one_that_fails() {
-    let daemon = Daemon::builder().host_image().flag("--maxima-open-files", 512).start();
+    let daemon =
+        Daemon::builder().host_image().flag("--prepared-max", 0).flag("--maxima-open-files", 512).start();
     echo(&daemon);
     let host = daemon.host();
     let open = host::descriptors(daemon.pid()).len();

@@ -111,7 +111,8 @@ fn runs_read_uploaded_files_and_their_stdin_from_them() {
 
 #[test]
 fn a_large_stdin_comes_through_a_pipe_and_its_reader_may_go_early() {
-    let daemon = Daemon::builder().host_image().start();
+    // Sandboxes that wait for a run have descriptors too, and are made when nobody looks.
+    let daemon = Daemon::builder().host_image().flag("--prepared-max", 0).start();
     let id = upload(&daemon, vec![b'x'; 5 * MIB as usize + 3]);
     let mut body = sh("wc -c");
     body["stdin"] = json!({ "file": id });
