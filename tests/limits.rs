@@ -34,6 +34,22 @@ fn wall_time() {
     assert!(asked.elapsed().as_secs() < 5);
 }
 
+/// However late we hear of its start: the program's times are its own from the first moment to the last.
+#[test]
+fn the_times_of_a_program_that_ends_at_once_are_whole() {
+    let daemon = Daemon::start();
+    for _ in 0..20 {
+        let run = daemon.run(&with_limits("burn", &["1", "0.002"], &json!({ "cpus": 2.0 })));
+        assert_exited(&run, 0);
+        for time in ["wall_time_ms", "cpu_time_ms"] {
+            let measured = run["usage"][time].as_f64().expect("a number");
+            assert!(measured >= 1.8, "{time}: {measured}");
+        }
+        assert!(run["started_at"].as_str() <= run["finished_at"].as_str(), "{run:#}");
+        assert!(run["started_at"].is_string());
+    }
+}
+
 #[test]
 fn cpu_time() {
     let daemon = Daemon::start();

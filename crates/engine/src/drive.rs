@@ -124,9 +124,9 @@ impl Gate for WrittenFirst<'_> {
 fn follow(inner: &Inner, live: &Live, step: Step<'_>) {
     match step {
         Step::Image(image) => live.update(|run| run.image = image.clone()),
-        Step::Started => {
+        Step::Started(at) => {
             inner.runs().running += 1;
-            live.update(|run| (run.state, run.started_at) = (RunState::Running, Some(Timestamp::now())));
+            live.update(|run| (run.state, run.started_at) = (RunState::Running, Some(at)));
         }
         Step::Outputs { stdout, stderr } => live.writes_to(stdout, stderr),
         Step::Wrote => live.wrote(),

@@ -11,7 +11,7 @@ use run::{
     Evidence, ImageRef, KilledFor, LimitHit, OnOutputLimit, Outcome, Output, Problem, RunOutput, RunSpec,
     Stream, Timings, Usage,
 };
-use sandbox::protocol::{Event, Finished};
+use sandbox::protocol::{Began, Event, Finished};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
@@ -72,8 +72,8 @@ pub enum Stdin {
 pub enum Step<'a> {
     /// The image is there; the sandbox is being built.
     Image(&'a ImageRef),
-    /// The program was started.
-    Started,
+    /// The program was started at this time.
+    Started(Timestamp),
     /// The run is with the launcher; this is what will be kept of what it writes.
     Outputs { stdout: &'a Arc<Kept>, stderr: &'a Arc<Kept> },
     /// One of them has grown.
@@ -193,6 +193,7 @@ pub async fn execute(
                 image_took,
                 fetched: lease.fetched,
                 started: None,
+                start_was_told: false,
             };
             let mut executed = run.carry_to_the_end(launched, on_step).await;
             if let Some(from) = outputs {
@@ -262,6 +263,7 @@ struct Running<'a> {
     image_took: Duration,
     fetched: bool,
     started: Option<(Timestamp, Duration)>,
+    start_was_told: bool,
 }
 
 /// What the keeper said last.
@@ -289,6 +291,10 @@ impl Running<'_> {
         while last.is_none() || !(stdout.ended() && stderr.ended()) {
             let mut note = |collector: &Collector, grown| {
                 if grown {
+                    // Who writes has started, whether we have been told yet or not.
+                    if !std::mem::replace(&mut self.start_was_told, true) {
+                        on_step(Step::Started(Timestamp::now()));
+                    }
                     on_step(Step::Wrote);
                 }
                 collector.exceeded() && exceeded.is_none()
@@ -335,19 +341,31 @@ impl Running<'_> {
         on_step: &mut (dyn FnMut(Step<'_>) + Send),
     ) -> Option<Last> {
         match event {
-            Ok(Some(Event::Started { setup_us })) => {
-                let setup = Duration::from_micros(setup_us);
-                self.started = Some((Timestamp::now(), setup));
-                let exec = self.launched_at.elapsed().saturating_sub(setup);
-                self.observer.started(Startup { image: self.image_took, setup, exec, fetched: self.fetched });
-                on_step(Step::Started);
+            Ok(Some(Event::Started(began))) => {
+                self.begin(began, on_step);
                 None
             }
-            Ok(Some(Event::Finished(finished))) => Some(Last::Finished(finished)),
+            Ok(Some(Event::Finished(finished))) => {
+                if let Some(began) = finished.began.filter(|_| self.started.is_none()) {
+                    self.begin(began, on_step);
+                }
+                Some(Last::Finished(finished))
+            }
             Ok(Some(Event::Failed(failure))) => Some(Last::Failed(failure.to_string())),
             Ok(Some(other)) => Some(Last::Failed(format!("the keeper said {other:?}"))),
             Ok(None) => Some(Last::Failed("the run's keeper ended without a word".into())),
             Err(error) => Some(Last::Failed(format!("the run's keeper can't be heard: {error}"))),
+        }
+    }
+
+    fn begin(&mut self, began: Began, on_step: &mut (dyn FnMut(Step<'_>) + Send)) {
+        let [setup, ago] = [began.setup_us, began.ago_us].map(Duration::from_micros);
+        let at = Timestamp::now().checked_sub(ago).unwrap_or_else(|_| Timestamp::now());
+        self.started = Some((at, setup));
+        let exec = self.launched_at.elapsed().saturating_sub(setup + ago);
+        self.observer.started(Startup { image: self.image_took, setup, exec, fetched: self.fetched });
+        if !std::mem::replace(&mut self.start_was_told, true) {
+            on_step(Step::Started(at));
         }
     }
 

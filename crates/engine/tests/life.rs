@@ -16,7 +16,7 @@ use run::{
     Command, Exit, KilledFor, OnOutputLimit, Outcome, PrincipalName, Pull, RunId, RunSpec, RunState,
     SetupFailure, Stream, Usage,
 };
-use sandbox::protocol::{Event, Finished};
+use sandbox::protocol::{Began, Event, Finished};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc};
 
@@ -136,11 +136,12 @@ fn finished(exit: Exit, killed_for: Option<KilledFor>) -> Event {
         usage,
         limit_hits: Vec::new(),
         overshoot_us: None,
+        began: None,
     }))
 }
 
 fn started() -> Act {
-    Act::Say(Event::Started { setup_us: 100 })
+    Act::Say(Event::Started(Began { setup_us: 100, ago_us: 0 }))
 }
 
 fn exits(code: u8) -> Act {
@@ -210,6 +211,18 @@ async fn a_run_is_carried_from_submitted_to_finished_and_remembered() {
     assert_eq!(engine.list(None, 10, 100, |_| true).await.unwrap().runs.len(), 1);
     engine.forget(run.id).await.unwrap();
     assert!(engine.get(run.id).await.unwrap().is_none());
+}
+
+/// Of a program that ends at once the start is told with the end.
+#[tokio::test]
+async fn a_start_that_is_told_with_the_end_is_a_start() {
+    let Event::Finished(mut end) = finished(Exit::Code(0), None) else { unreachable!() };
+    end.began = Some(Began { setup_us: 100, ago_us: 2_000_000 });
+    let engine = engine(Script::default().will(vec![Act::Say(Event::Finished(end))]));
+    let run = run(&engine, spec("alpine")).await;
+    assert_eq!(run.timings.setup_ms, Some(0.1));
+    let took = run.finished_at.unwrap().duration_since(run.started_at.unwrap());
+    assert!((1.9..60.0).contains(&took.as_secs_f64()), "{took:?}");
 }
 
 #[tokio::test]

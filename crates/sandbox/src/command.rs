@@ -5,6 +5,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -40,12 +41,24 @@ pub(crate) struct Program<'a> {
     pub(crate) leaked: Option<BorrowedFd<'a>>,
 }
 
-/// What the command's process says to the keeper instead of becoming the program. When it does become
-/// it, its end of the socket closes without a word.
+/// What the command's process says to the keeper. When it has become the program its end of the socket
+/// closes without another word.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Said {
+    /// It stands behind its walls and waits to be told what to become.
+    Ready,
+    Starting(Start),
     NotStarted(String),
     Failed(SetupFailure),
+}
+
+/// The moment in which it becomes the program, which nobody has to be awake for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    /// On the clock of [`sys::monotonic`], in nanoseconds.
+    pub(crate) at_ns: u64,
+    /// The processor time that this process has taken since it was told, in microseconds.
+    pub(crate) cpu_us: u64,
 }
 
 /// What it is told: the spec, the three standard streams, and the files' contents.
@@ -53,19 +66,18 @@ struct Told {
     spec: LaunchSpec,
     stdio: [OwnedFd; 3],
     files: Vec<OwnedFd>,
+    /// What this process had used of the processor by then.
+    cpu: Duration,
 }
 
 /// Waits, and becomes the program or says why not. A closed socket means that nothing will run.
 pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
-    let said = match put_up_walls(outline) {
+    let said = match put_up_walls(outline).and_then(|()| wait(launch.as_fd())) {
         Err(failure) => Said::Failed(failure.into()),
-        Ok(()) => match receive(launch.as_fd()) {
-            Ok(None) => std::process::exit(0),
-            Ok(Some(told)) => match prepare(&told, id_width) {
-                Ok(program) => exec(&program, launch),
-                Err(reason) => Said::NotStarted(reason),
-            },
-            Err(error) => Said::Failed(Failure::new("receive spec", error.to_string()).into()),
+        Ok(None) => std::process::exit(0),
+        Ok(Some(told)) => match prepare(&told, id_width) {
+            Ok(program) => exec(&program, launch, told.cpu),
+            Err(reason) => Said::NotStarted(reason),
         },
     };
     let _ = packet::send(launch.as_fd(), &said, &[]);
@@ -79,6 +91,7 @@ fn put_up_walls(outline: &Outline) -> Result<(), Failure> {
     let stands = |wall| outline.stands(wall);
     setsid().at("new session for the command")?;
     sys::default_signals();
+    set_common_limits(outline).at("set resource limits")?;
     if stands("no_new_privs") {
         nix::sys::prctl::set_no_new_privs().at("set no_new_privs")?;
     }
@@ -107,12 +120,18 @@ fn hold(program: &Program<'_>) -> Result<(), Failure> {
     sys::seccomp(seccomp::pinned_filter(program.spec.profile)).at("install system call filter")
 }
 
+fn wait(launch: BorrowedFd<'_>) -> Result<Option<Told>, Failure> {
+    packet::send(launch, &Said::Ready, &[]).at("report to keeper")?;
+    receive(launch).at("receive spec")
+}
+
 fn receive(launch: BorrowedFd<'_>) -> io::Result<Option<Told>> {
     let Some(((), fds)) = packet::receive(launch)? else { return Ok(None) };
+    let cpu = sys::cpu_time();
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| io::Error::other("a descriptor is missing"));
     let spec = read_spec(&next()?)?;
-    Ok(Some(Told { spec, stdio: [next()?, next()?, next()?], files: fds.collect() }))
+    Ok(Some(Told { spec, stdio: [next()?, next()?, next()?], files: fds.collect(), cpu }))
 }
 
 /// What can be wrong with the request rather than with us: the answer is a reason, not a failure.
@@ -178,19 +197,27 @@ pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, 
 }
 
 /// Becomes the program, or says why not and exits.
-fn exec(program: &Program<'_>, tells: &OwnedFd) -> ! {
+fn exec(program: &Program<'_>, tells: &OwnedFd, cpu_before: Duration) -> ! {
     // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
     let said =
         match inherit(program, tells.as_fd()).and_then(|()| give_up(program)).and_then(|()| hold(program)) {
             Err(failure) => Said::Failed(failure.into()),
-            Ok(()) => Said::NotStarted(become_program(program)),
+            Ok(()) => {
+                let cpu_us = sys::cpu_time().saturating_sub(cpu_before).as_micros() as u64;
+                tell(&Said::Starting(Start { at_ns: sys::monotonic().as_nanos() as u64, cpu_us }));
+                Said::NotStarted(become_program(program))
+            }
         };
-    let _ = serde_json::to_vec(&said).map(|bytes| sys::write_to(TELLS, &bytes));
+    tell(&said);
     // Nothing is dropped: the descriptors' numbers are not what they were.
     std::process::exit(127);
 }
 
 const TELLS: i32 = 3;
+
+fn tell(said: &Said) {
+    let _ = serde_json::to_vec(said).map(|bytes| sys::write_to(TELLS, &bytes));
+}
 
 /// Where a descriptor is left open that leads out, when a test asks whether the walls behind it hold.
 #[cfg(feature = "removable-walls")]
@@ -235,23 +262,33 @@ fn set_limits(spec: &LaunchSpec) -> nix::Result<()> {
     ] {
         setrlimit(resource, value, value)?;
     }
-    for (resource, value) in [
-        // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
-        (Resource::RLIMIT_CORE, if spec.stands("core_limit") { 1 } else { 1 << 20 }),
+    lower(&[
         // The cgroup counts processes; this is a second wall behind it and must not be hit first.
         (Resource::RLIMIT_NPROC, limits.processes.saturating_add(8)),
         (Resource::RLIMIT_CPU, cpu_seconds),
+    ])
+}
+
+/// The limits that every run has.
+fn set_common_limits(outline: &Outline) -> nix::Result<()> {
+    lower(&[
+        // 0 would still start a host's crash handler behind a piped core_pattern; 1 never does.
+        (Resource::RLIMIT_CORE, if outline.stands("core_limit") { 1 } else { 1 << 20 }),
         (Resource::RLIMIT_MEMLOCK, 64 * 1024),
         // What one default queue takes is more than 64 KiB; this is what the kernel gives every user.
         (Resource::RLIMIT_MSGQUEUE, 819_200),
         (Resource::RLIMIT_SIGPENDING, 256),
         (Resource::RLIMIT_NICE, 0),
         (Resource::RLIMIT_RTPRIO, 0),
-    ] {
-        // Walls of ours that nobody asked for by number: where the host's are lower, those hold.
-        let (_, hard) = getrlimit(resource)?;
-        let value = value.min(hard);
-        setrlimit(resource, value, value)?;
+    ])
+}
+
+/// Walls of ours that nobody asked for by number: where the host's are lower, those hold.
+fn lower(limits: &[(Resource, u64)]) -> nix::Result<()> {
+    for (resource, value) in limits {
+        let (_, hard) = getrlimit(*resource)?;
+        let value = (*value).min(hard);
+        setrlimit(*resource, value, value)?;
     }
     Ok(())
 }

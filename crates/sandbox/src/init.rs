@@ -49,10 +49,19 @@ enum First {
 /// Init → keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The inside is built and the command's process waits to be told what to become.
-    Ready,
-    Ended(Exit),
+    Ended(End),
     Failed(SetupFailure),
+}
+
+/// How the command has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct End {
+    pub(crate) exit: Exit,
+    /// On the clock of [`sys::monotonic`], in nanoseconds.
+    pub(crate) at_ns: u64,
+    /// Nothing else lives in the PID namespace, and so nothing ever will: all that is left is init's own
+    /// end, which nobody has to wait for.
+    pub(crate) alone: bool,
 }
 
 /// Init's ends of the two sockets, for what is said about the sandbox and for what the command is told,
@@ -118,7 +127,6 @@ fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd)
         Fork::Child => command::main(outline, id_width, &launch),
         Fork::Parent(command) => {
             drop(launch);
-            packet::send(sync, &Report::Ready, &[]).at("report to keeper")?;
             packet::send(sync, &Report::Ended(wait_for(command)), &[]).at("report to keeper")
         }
     }
@@ -275,12 +283,26 @@ fn attach(tree: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 }
 
 /// Reaps every child until the command itself has ended.
-fn wait_for(command: Pid) -> Exit {
-    loop {
+fn wait_for(command: Pid) -> End {
+    let exit = loop {
         match sys::wait(None, true) {
-            Ok(Some((pid, status))) if pid == command => return exit_of(status),
+            Ok(Some((pid, status))) if pid == command => break exit_of(status),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(_) => return Exit::Unknown,
+            Err(_) => break Exit::Unknown,
+        }
+    };
+    End { exit, at_ns: sys::monotonic().as_nanos() as u64, alone: is_alone() }
+}
+
+/// Whether there is no other process: everything here descends from init, and what has lost its parent
+/// is init's child.
+fn is_alone() -> bool {
+    loop {
+        match sys::wait(None, false) {
+            // Somebody who was dead already.
+            Ok(Some(_)) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(None) => return false,
+            Err(errno) => return errno == nix::errno::Errno::ECHILD,
         }
     }
 }

@@ -16,14 +16,15 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
 use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
-use crate::cgroup::{Cgroups, RunGroup};
+use crate::cgroup::{Account, Cgroups, RunGroup};
+use crate::command::Said;
 use crate::host::HostImage;
 use crate::init::{OldRoot, Report};
 use crate::prepare::{Init, Inner, Outer};
-use crate::protocol::{Event, Finished, LaunchSpec, Order, Outline};
+use crate::protocol::{Began, Event, Finished, LaunchSpec, Order, Outline};
 use crate::rootfs::LayerMode;
 use crate::step::{At, Failure};
-use crate::watch::{self, Ending, SETUP_PATIENCE, Sources};
+use crate::watch::{self, Ending, Left, SETUP_PATIENCE, Sources};
 use crate::{after, packet, sys};
 
 /// What every keeper inherits from the launcher.
@@ -107,7 +108,7 @@ fn keep(ground: &Ground, job: &Job) -> End {
         if lived.is_err() {
             outer.end(&init);
         }
-        lived
+        lived.map(|over| over.map(|over| (over, init)))
     });
     let result = match result {
         Ok(Some(over)) => Ok(Some(over)),
@@ -123,10 +124,12 @@ fn keep(ground: &Ground, job: &Job) -> End {
         },
     };
     let result = result.map(|over| {
-        if let Some(over) = &over {
+        over.map(|(over, init)| {
             report(&job.control, &over.finished);
-        }
-        over.map(|over| attend(&outer, over, &job.control))
+            // An init that was alone has not been waited for, and nothing is unmounted under it.
+            Outer::reap(&init);
+            attend(&outer, over, &job.control)
+        })
     });
     let torn = Instant::now();
     let result = result.map(drop);
@@ -162,13 +165,13 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
     if let Some(rootfs) = &outer.outline.rootfs {
         outer.give_root(init, &mut inner, rootfs, outer.outline.over.as_ref())?;
     }
-    let Some(told) = wait_for_run(outer, init, control, began)? else {
+    let Some((told, ready)) = wait_for_run(outer, init, control, began)? else {
         outer.end(init);
         return Ok(None);
     };
     sys::set_name(KEEPER);
     let Told { spec, fds, outputs, arrived } = told;
-    start(outer, init, &mut inner, &spec, fds)?;
+    let before = start(outer, init, &mut inner, &spec, fds, ready)?;
     let sources = Sources {
         init: &init.pidfd,
         sync: &init.sync,
@@ -176,29 +179,35 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
         control,
         oom: outer.oom.as_ref(),
     };
-    let watched = watch::watch(&sources, &outer.group, &spec.limits, || {
-        let setup_us = arrived.elapsed().as_micros() as u64;
-        packet::send(control.as_fd(), &Event::Started { setup_us }, &[])
+    let began = |started: Instant| Began {
+        setup_us: started.saturating_duration_since(arrived).as_micros() as u64,
+        ago_us: started.elapsed().as_micros() as u64,
+    };
+    let watched = watch::watch(&sources, &outer.group, &spec.limits, before, |started| {
+        packet::send(control.as_fd(), &Event::Started(began(started)), &[])
     });
     let ending = watched.at("watch the run")?;
-    if ending.init_ends_by_itself() {
-        Outer::reap(init);
-    } else {
-        outer.end(init);
+    match ending.left() {
+        Left::Nothing => {}
+        Left::Dying => Outer::reap(init),
+        Left::Alive => outer.end(init),
     }
+    let began = ending.started.map(began);
     let finished = finish(ending, &outer.group, &inner.scratch.mount).map_err(|failure| {
         Failure::new("inside the sandbox", format!("{}: {}", failure.step, failure.error))
     })?;
-    Ok(Some(Over { finished, spec, outputs, inner }))
+    Ok(Some(Over { finished: Finished { began, ..finished }, spec, outputs, inner }))
 }
 
-/// Until the server says what to run, or has no use for the sandbox any more.
+/// Until the server says what to run, or has no use for the sandbox any more. Also what the sandbox had
+/// used of the processor when it was ready, if it has been by then.
 fn wait_for_run(
     outer: &Outer<'_>,
     init: &Init,
     control: &OwnedFd,
     began: Instant,
-) -> Result<Option<Told>, Failure> {
+) -> Result<Option<(Told, Option<Account>)>, Failure> {
+    let mut ready = None;
     let mut deadline = Some(began + SETUP_PATIENCE);
     // A sandbox whose layers nobody knows yet is as ready as it can be.
     if outer.outline.rootfs.is_none() {
@@ -206,37 +215,84 @@ fn wait_for_run(
         let _ = packet::send(control.as_fd(), &Event::Prepared, &[]);
     }
     loop {
-        let mut fds = [
-            PollFd::new(control.as_fd(), PollFlags::POLLIN),
-            PollFd::new(init.sync.as_fd(), PollFlags::POLLIN),
-        ];
+        match wait(outer, init, Some(control), deadline)? {
+            Woken::Order => {
+                // A run that has been waiting for its sandbox has waited since that was begun.
+                let arrived = if deadline.is_some() { began } else { Instant::now() };
+                return Ok(receive_run(control, arrived)?.map(|told| (told, ready)));
+            }
+            Woken::Ready(account) => {
+                (deadline, ready) = (None, Some(account));
+                // The server may be gone; its closed socket is seen in the next turn.
+                let _ = packet::send(control.as_fd(), &Event::Prepared, &[]);
+            }
+        }
+    }
+}
+
+/// What there is to be done before anything runs.
+enum Woken {
+    /// The server has said something.
+    Order,
+    /// The command's process waits to be told. The sandbox used this much of the processor until then,
+    /// and uses nothing while it waits.
+    Ready(Account),
+}
+
+fn wait(
+    outer: &Outer<'_>,
+    init: &Init,
+    control: Option<&OwnedFd>,
+    deadline: Option<Instant>,
+) -> Result<Woken, Failure> {
+    loop {
+        let sources = [Some(&init.launch), Some(&init.sync), control];
+        let sources = sources.into_iter().flatten();
+        let mut fds: Vec<_> = sources.map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         match ppoll(&mut fds, left.map(TimeSpec::from), None) {
             Err(Errno::EINTR) => continue,
             Ok(0) => return Err(Failure::new("prepare the sandbox", "it took longer than 10 s")),
             result => result.at("wait for a run")?,
         };
-        let (order, word) = (fds[0].any() == Some(true), fds[1].any() == Some(true));
-        if order {
-            // A run that has been waiting for its sandbox has waited since that was begun.
-            let arrived = if deadline.is_some() { began } else { Instant::now() };
-            return receive_run(control, arrived);
+        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+        if ready(2) {
+            return Ok(Woken::Order);
         }
-        if word {
-            match packet::receive::<Report>(init.sync.as_fd()).at("hear init")? {
-                Some((Report::Ready, _)) => {
-                    deadline = None;
-                    // The server may be gone; its closed socket is seen in the next turn.
-                    let _ = packet::send(control.as_fd(), &Event::Prepared, &[]);
-                }
-                Some((Report::Failed(failure), _)) => {
-                    return Err(Failure::new("inside the sandbox", failure.to_string()));
-                }
-                Some((Report::Ended(_), _)) | None => {
-                    return Err(Failure::new("prepare the sandbox", "its init has ended"));
-                }
+        if ready(0) {
+            hear_ready(init)?;
+            return Ok(Woken::Ready(outer.group.cpu()));
+        }
+        return Err(match packet::receive::<Report>(init.sync.as_fd()).at("hear init")? {
+            Some((Report::Failed(failure), _)) => Failure::new("inside the sandbox", failure.to_string()),
+            Some((Report::Ended(_), _)) | None => Failure::new("prepare the sandbox", "its init has ended"),
+        });
+    }
+}
+
+fn wait_until_ready(outer: &Outer<'_>, init: &Init) -> Result<Account, Failure> {
+    let deadline = Some(Instant::now() + SETUP_PATIENCE);
+    loop {
+        if let Woken::Ready(account) = wait(outer, init, None, deadline)? {
+            return Ok(account);
+        }
+    }
+}
+
+/// Init's own failure comes on another socket, and closes this one.
+fn hear_ready(init: &Init) -> Result<(), Failure> {
+    match packet::receive::<Said>(init.launch.as_fd()).at("hear the command's process")? {
+        Some((Said::Ready, _)) => Ok(()),
+        Some((Said::Failed(failure), _)) => Err(Failure::new("inside the sandbox", failure.to_string())),
+        Some((Said::Starting(_) | Said::NotStarted(_), _)) => {
+            Err(Failure::new("prepare the sandbox", "the command's process did not wait"))
+        }
+        None => Err(match packet::receive::<Report>(init.sync.as_fd()).at("hear init")? {
+            Some((Report::Failed(failure), _)) => Failure::new("inside the sandbox", failure.to_string()),
+            Some((Report::Ended(_), _)) | None => {
+                Failure::new("prepare the sandbox", "the command's process has ended")
             }
-        }
+        }),
     }
 }
 
@@ -253,14 +309,16 @@ fn receive_run(control: &OwnedFd, arrived: Instant) -> Result<Option<Told>, Fail
 }
 
 /// Makes of the prepared sandbox the one that the run wants, and lets the command go. From here on only
-/// the run itself holds its outputs, so their end is the run's end.
+/// the run itself holds its outputs, so their end is the run's end. Returns what the sandbox has used of the
+/// processor so far.
 fn start(
     outer: &Outer<'_>,
     init: &Init,
     inner: &mut Inner,
     spec: &LaunchSpec,
     fds: Vec<OwnedFd>,
-) -> Result<(), Failure> {
+    ready: Option<Account>,
+) -> Result<Account, Failure> {
     if !outer.outline.suits(spec) {
         return Err(Failure::new("read request", "the sandbox was prepared for another run"));
     }
@@ -273,6 +331,7 @@ fn start(
     let outside = crate::dir::open_dir("/".as_ref()).at("open a directory to leak")?;
     // Before the root, from whose mount point a keeper on older kernels can't see the launcher's.
     outer.give_root(init, inner, &spec.rootfs, spec.over.as_ref())?;
+    let account = ready.map_or_else(|| wait_until_ready(outer, init), Ok)?;
     #[cfg_attr(not(feature = "removable-walls"), expect(unused_mut, reason = "only a test build leaks one"))]
     let mut all: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     #[cfg(feature = "removable-walls")]
@@ -281,7 +340,7 @@ fn start(
     }
     packet::send(init.launch.as_fd(), &(), &all).at("tell the command what to run")?;
     drop(fds);
-    Ok(())
+    Ok(account)
 }
 
 /// Only the server's pipes change hands, never a file that somebody redirects a run to by hand.
@@ -306,15 +365,15 @@ pub(crate) fn read_spec(fd: &OwnedFd) -> io::Result<LaunchSpec> {
 
 fn finish(ending: Ending, group: &RunGroup<'_>, scratch: &OwnedFd) -> Result<Finished, SetupFailure> {
     let account = group.account().since(&ending.before);
-    let exit = match ending.report {
+    let now = Instant::now();
+    let (exit, ended) = match ending.report {
         Some(Report::Failed(failure)) if ending.killed_for.is_none() && account.oom_kills == 0 => {
             return Err(failure);
         }
-        Some(Report::Ended(exit)) => exit,
-        Some(Report::Failed(_) | Report::Ready) | None => Exit::Unknown,
+        Some(Report::Ended(end)) => (end.exit, watch::instant(end.at_ns)),
+        Some(Report::Failed(_)) | None => (Exit::Unknown, now),
     };
-    let now = Instant::now();
-    let wall = ending.started.map_or(Duration::ZERO, |started| now - started);
+    let wall = ending.started.map_or(Duration::ZERO, |started| ended.saturating_duration_since(started));
     let ms = |us: u64| us as f64 / 1000.0;
     let mut limit_hits = full(scratch);
     if account.pids_hit {
@@ -343,6 +402,7 @@ fn finish(ending: Ending, group: &RunGroup<'_>, scratch: &OwnedFd) -> Result<Fin
         },
         limit_hits,
         overshoot_us,
+        began: None,
     })
 }
 

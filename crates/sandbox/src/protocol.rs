@@ -7,7 +7,7 @@
 //!
 //! | request | descriptors, in order | then, on the control socket |
 //! |---|---|---|
-//! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started`, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
+//! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started` of a program that runs for a while, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
 //! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
 //! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //!
@@ -278,11 +278,8 @@ pub enum Order {
 pub enum Event {
     /// Everything is there that doesn't depend on what will run.
     Prepared,
-    /// The program was started, this long after the run came, or after its sandbox was asked for where
-    /// the run didn't find it ready.
-    Started {
-        setup_us: u64,
-    },
+    /// The program was started. Not said of one that has ended before there was time to.
+    Started(Began),
     /// Every process of the run is dead.
     Finished(Box<Finished>),
     /// After `Finished`, where a run was to be frozen: it is a layer now, or why it is none.
@@ -317,6 +314,17 @@ pub struct Finished {
     pub limit_hits: Vec<LimitHit>,
     /// How far past its time limit the last process died, where one was hit.
     pub overshoot_us: Option<u64>,
+    /// Nothing where no program was started.
+    pub began: Option<Began>,
+}
+
+/// When a program was started.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Began {
+    /// How long after the run came, or after its sandbox was asked for where the run didn't find it ready.
+    pub setup_us: u64,
+    /// How long before this was said.
+    pub ago_us: u64,
 }
 
 impl Finished {
@@ -328,6 +336,7 @@ impl Finished {
             usage: Usage::default(),
             limit_hits: Vec::new(),
             overshoot_us: None,
+            began: None,
         }
     }
 }

@@ -6,10 +6,12 @@ use std::ffi::{CStr, CString};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 
 pub(crate) type Result<T> = nix::Result<T>;
@@ -26,6 +28,21 @@ fn owned(fd: libc::c_long) -> Result<OwnedFd> {
 pub(crate) enum Fork {
     Parent(Pid),
     Child,
+}
+
+/// The clock of [`std::time::Instant`], as a number that another process can be told.
+pub(crate) fn monotonic() -> Duration {
+    clock(ClockId::CLOCK_MONOTONIC)
+}
+
+/// The processor time that this process has used.
+pub(crate) fn cpu_time() -> Duration {
+    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn clock(id: ClockId) -> Duration {
+    // Neither of the two can be missing.
+    nix::time::clock_gettime(id).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Forks. The launcher and its children have one thread, so the child may do everything that its

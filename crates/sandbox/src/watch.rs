@@ -6,22 +6,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::time::TimeSpec;
 use run::{Exit, KilledFor, Limits};
 
 use crate::cgroup::{Account, RunGroup};
 use crate::command::Said;
-use crate::init::Report;
-use crate::packet;
+use crate::init::{End, Report};
 use crate::protocol::Order;
+use crate::{packet, sys};
 
 /// How long building the inside of a sandbox may take.
 pub(crate) const SETUP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The least time between two looks at the processor time: the error that this adds to a limit.
 const CPU_STEP: Duration = Duration::from_millis(1);
+
+/// How long a program runs before its start is worth waking somebody for. Of one that ends sooner the start
+/// is told together with the end.
+const START_LOOK: Duration = Duration::from_millis(2);
 
 /// What was seen, before anybody is reaped.
 #[derive(Debug, Default)]
@@ -35,10 +39,22 @@ pub(crate) struct Ending {
     pub(crate) cpu_limit_us: u64,
 }
 
+/// What is left of a run that has ended.
+pub(crate) enum Left {
+    /// An init that nothing can come from any more.
+    Nothing,
+    /// An init that has said its last word of its own accord: its exit follows at once, and ends the rest.
+    Dying,
+    Alive,
+}
+
 impl Ending {
-    /// Whether init has said its last word of its own accord: its exit follows at once.
-    pub(crate) fn init_ends_by_itself(&self) -> bool {
-        self.killed_for.is_none() && matches!(self.report, Some(Report::Ended(_)))
+    pub(crate) fn left(&self) -> Left {
+        match (&self.report, self.killed_for) {
+            (Some(Report::Ended(end)), None) if end.alone => Left::Nothing,
+            (Some(Report::Ended(_)), None) => Left::Dying,
+            _ => Left::Alive,
+        }
     }
 }
 
@@ -48,6 +64,11 @@ struct Watch<'a, F> {
     ending: Ending,
     next_cpu_look: Option<Instant>,
     setup_deadline: Instant,
+    /// Until then nobody asks whether the program has started: it may have ended by then.
+    start_look: Instant,
+    /// Whether the command's process has become the program.
+    executed: bool,
+    announced: bool,
     announce: F,
 }
 
@@ -61,98 +82,130 @@ pub(crate) struct Sources<'a> {
     pub(crate) oom: Option<&'a EventFd>,
 }
 
-/// Returns when the run has to end or has ended; the caller kills what is left.
-pub(crate) fn watch<F: FnMut() -> io::Result<()>>(
+/// Returns when the run has to end or has ended; the caller kills what is left. `before` is what the cgroup
+/// had counted when the command was told.
+pub(crate) fn watch<F: FnMut(Instant) -> io::Result<()>>(
     sources: &Sources<'_>,
     group: &RunGroup<'_>,
     limits: &Limits,
+    before: Account,
     announce: F,
 ) -> io::Result<Ending> {
     let Sources { init, sync, launch, control, oom } = *sources;
+    let now = Instant::now();
+    let soonest = Duration::from_millis(limits.wall_time_ms.min(limits.cpu_time_ms));
     let mut watch = Watch {
         group,
         limits,
-        ending: Ending { cpu_limit_us: limits.cpu_time_ms.saturating_mul(1000), ..Ending::default() },
+        ending: Ending { cpu_limit_us: limits.cpu_time_ms.saturating_mul(1000), before, ..Ending::default() },
         next_cpu_look: None,
-        setup_deadline: Instant::now() + SETUP_PATIENCE,
+        setup_deadline: now + SETUP_PATIENCE,
+        start_look: now + START_LOOK.min(soonest),
+        executed: false,
+        announced: false,
         announce,
     };
     loop {
-        // Once the program has started, nobody holds the other end of `launch`: it would never be quiet.
-        let started = watch.ending.started.is_some();
         let mut fds = vec![
             PollFd::new(sync.as_fd(), PollFlags::POLLIN),
             PollFd::new(control.as_fd(), PollFlags::POLLIN),
             PollFd::new(init.as_fd(), PollFlags::POLLIN),
         ];
-        if !started {
+        fds.extend(oom.map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)));
+        // Once the program has started, nobody holds the other end of `launch`: it would never be quiet.
+        if !watch.executed && watch.start_look <= Instant::now() {
             fds.push(PollFd::new(launch.as_fd(), PollFlags::POLLIN));
         }
-        fds.extend(oom.map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)));
         let left = watch.next_deadline().saturating_duration_since(Instant::now());
         match ppoll(&mut fds, Some(TimeSpec::from(left)), None) {
             Err(Errno::EINTR) => continue,
             result => result?,
         };
         let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        let struck = ready(if started { 3 } else { 4 });
+        let struck = oom.filter(|_| ready(3));
+        watch.hear_start(launch)?;
         // The start and the report first: a command that ended before its limit was not killed for it.
-        let done = (!started && ready(3) && watch.hear_start(launch.as_fd())?)
+        let done = watch.ending.report.is_some()
             || (ready(0) && watch.hear(sync.as_fd())?)
             || (ready(2) && watch.hear_the_rest(sync.as_fd())?)
             || (ready(1) && watch.obey(control.as_fd()))
-            || (struck && oom.is_some_and(|oom| watch.wait_for_oom_kill(oom)))
+            || struck.is_some_and(|oom| watch.wait_for_oom_kill(oom))
             || watch.limit_reached()?;
         if done {
             return Ok(watch.ending);
         }
+        watch.announce();
     }
 }
 
-impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
+/// A moment that another process has named.
+pub(crate) fn instant(monotonic_ns: u64) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(sys::monotonic().saturating_sub(Duration::from_nanos(monotonic_ns))).unwrap_or(now)
+}
+
+impl<F: FnMut(Instant) -> io::Result<()>> Watch<'_, F> {
     fn next_deadline(&self) -> Instant {
-        match (self.ending.wall_deadline, self.next_cpu_look) {
+        let limit = match (self.ending.wall_deadline, self.next_cpu_look) {
             (Some(wall), Some(cpu)) => wall.min(cpu),
             (wall, _) => wall.unwrap_or(self.setup_deadline),
-        }
+        };
+        let looks = !self.executed && Instant::now() < self.start_look;
+        if looks { limit.min(self.start_look) } else { limit }
     }
 
-    /// `true` when the command's process could not become the program.
-    fn hear_start(&mut self, launch: BorrowedFd<'_>) -> io::Result<bool> {
-        self.ending.report = match packet::receive::<Said>(launch)? {
-            Some((Said::NotStarted(reason), _)) => Some(Report::Ended(Exit::NotStarted { reason })),
-            Some((Said::Failed(failure), _)) => Some(Report::Failed(failure)),
-            None => {
-                let now = Instant::now();
-                self.ending.started = Some(now);
-                self.ending.before = self.group.cpu();
-                self.ending.wall_deadline = Some(now + Duration::from_millis(self.limits.wall_time_ms));
-                self.plan_cpu_look(0, now);
-                // The server may be gone; its closed socket is seen in the next turn.
-                let _ = (self.announce)();
-                None
+    /// Everything that the command's process has said by now: when it became the program, or why it could
+    /// not.
+    fn hear_start(&mut self, launch: &OwnedFd) -> io::Result<()> {
+        while !self.executed && self.ending.report.is_none() && is_readable(launch)? {
+            match packet::receive::<Said>(launch.as_fd())? {
+                Some((Said::Ready, _)) => {}
+                Some((Said::Starting(start), _)) => self.begin(instant(start.at_ns), start.cpu_us),
+                Some((Said::NotStarted(reason), _)) => {
+                    (self.ending.started, self.ending.wall_deadline) = (None, None);
+                    let exit = Exit::NotStarted { reason };
+                    self.ending.report = Some(Report::Ended(End { exit, at_ns: 0, alone: false }));
+                }
+                Some((Said::Failed(failure), _)) => self.ending.report = Some(Report::Failed(failure)),
+                None => {
+                    self.executed = true;
+                    // Killed before it could say so: what follows is the end of a run like any other.
+                    if self.ending.started.is_none() {
+                        self.begin(Instant::now(), 0);
+                    }
+                }
             }
-        };
-        Ok(self.ending.report.is_some())
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, at: Instant, cpu_us: u64) {
+        self.ending.started = Some(at);
+        self.ending.before.cpu_us += cpu_us;
+        // Next to nothing of it is spent outside the kernel.
+        self.ending.before.system_us += cpu_us;
+        self.ending.wall_deadline = Some(at + Duration::from_millis(self.limits.wall_time_ms));
+        self.plan_cpu_look(0, at);
+    }
+
+    /// Tells that a program has started which is still running.
+    fn announce(&mut self) {
+        let Some(started) = self.ending.started.filter(|_| self.executed && !self.announced) else { return };
+        self.announced = true;
+        // The server may be gone; its closed socket is seen in the next turn.
+        let _ = (self.announce)(started);
     }
 
     /// `true` when init has said its last word or is gone.
     fn hear(&mut self, sync: BorrowedFd<'_>) -> io::Result<bool> {
-        match packet::receive::<Report>(sync)? {
-            Some((Report::Ready, _)) => Ok(false),
-            Some((report, _)) => {
-                self.ending.report = Some(report);
-                Ok(true)
-            }
-            None => Ok(true),
-        }
+        self.ending.report = packet::receive::<Report>(sync)?.map(|(report, _)| report);
+        Ok(true)
     }
 
     /// Init is dead, but what it said last may still be on its way: a short run's start and end arrive
     /// together. Its end of the socket is closed, so this can't wait.
     fn hear_the_rest(&mut self, sync: BorrowedFd<'_>) -> io::Result<bool> {
-        while self.ending.report.is_none() && !self.hear(sync)? {}
-        Ok(true)
+        if self.ending.report.is_none() { self.hear(sync) } else { Ok(true) }
     }
 
     fn obey(&mut self, control: BorrowedFd<'_>) -> bool {
@@ -209,4 +262,9 @@ impl<F: FnMut() -> io::Result<()>> Watch<'_, F> {
         let left = Duration::from_micros(self.ending.cpu_limit_us.saturating_sub(used_us) / at_once);
         self.next_cpu_look = now.checked_add(left.max(CPU_STEP));
     }
+}
+
+fn is_readable(socket: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
