@@ -51,8 +51,11 @@ impl LayerStore for LauncherLayers {
             let job = serde_json::to_string(job)?;
             let client::Unpacking { control, input } =
                 self.request(|launcher| launcher.unpack(layer, &job)).await?;
-            let unpacking =
-                PipedLayer { control: Control::new(control)?, input: pipe::Sender::from_owned_fd(input)? };
+            let unpacking = PipedLayer {
+                launcher: Arc::clone(&self.launcher),
+                control: Control::new(control)?,
+                input: pipe::Sender::from_owned_fd(input)?,
+            };
             Ok(Box::new(unpacking) as Box<dyn Unpacking>)
         })
     }
@@ -85,6 +88,7 @@ async fn deleted(control: Control) -> io::Result<()> {
 
 /// A layer whose compressed bytes go down a pipe.
 struct PipedLayer {
+    launcher: Arc<Launcher>,
     control: Control,
     input: pipe::Sender,
 }
@@ -96,11 +100,11 @@ impl Unpacking for PipedLayer {
 
     fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<Unpacked>> {
         Box::pin(async move {
-            let Self { control, input } = *self;
+            let Self { launcher, control, input } = *self;
             drop(input);
             match control.next().await? {
                 Event::Unpacked { report } => {
-                    Ok(Unpacked { report, commit: Box::new(UnpackedLayer { control }) })
+                    Ok(Unpacked { report, commit: Box::new(UnpackedLayer { launcher, control }) })
                 }
                 other => Err(unexpected(&other)),
             }
@@ -110,6 +114,7 @@ impl Unpacking for PipedLayer {
 
 /// A layer that is unpacked and not yet kept.
 struct UnpackedLayer {
+    launcher: Arc<Launcher>,
     control: Control,
 }
 
@@ -118,7 +123,11 @@ impl Commit for UnpackedLayer {
         Box::pin(async move {
             client::send(self.control.0.as_fd(), Order::Commit)?;
             match self.control.next().await? {
-                Event::Committed => Ok(()),
+                Event::Committed => {
+                    // A sandbox that was begun with layers of these names before found none.
+                    self.launcher.note_removal();
+                    Ok(())
+                }
                 other => Err(unexpected(&other)),
             }
         })

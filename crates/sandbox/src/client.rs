@@ -102,13 +102,13 @@ impl Launcher {
         Ok(Unpacking { control, input: write })
     }
 
-    /// How often layers were removed, or were about to be: a sandbox that was prepared before has layers
-    /// that may be gone.
+    /// How often layers were removed, or were about to be, or have come: a sandbox that was prepared before
+    /// has layers that may be gone, or has looked for them in vain.
     pub fn removals(&self) -> u64 {
         self.removals.load(Ordering::SeqCst)
     }
 
-    /// To be said before a layer is removed, and again when it is gone.
+    /// To be said before a layer is removed, again when it is gone, and when one has come.
     pub fn note_removal(&self) {
         self.removals.fetch_add(1, Ordering::SeqCst);
     }
