@@ -13,6 +13,9 @@ use crate::{Daemon, scaled, within};
 /// Mounts and cgroups may follow the answer; not for longer than this.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
+/// Others may mount and unmount things on the machine meanwhile.
+const QUIET_WITHIN: Duration = Duration::from_secs(30);
+
 /// As long as this nothing changes when nothing goes on.
 const QUIET_FOR: Duration = Duration::from_millis(60);
 
@@ -37,7 +40,7 @@ impl Host {
     /// The same of a service that was started in some other way.
     pub fn of(server: i32, launcher: i32, data_dir: PathBuf) -> Self {
         // What an earlier run has still to clean up is none of what is there for good.
-        let before = within(SETTLES_WITHIN, "a quiet moment", || {
+        let before = within(QUIET_WITHIN, "a quiet moment", || {
             let sight = Sight::now(server, launcher, &data_dir);
             std::thread::sleep(QUIET_FOR);
             (sight == Sight::now(server, launcher, &data_dir)).then_some(sight)
