@@ -63,6 +63,27 @@ fn a_crowd_of_one_principal_delays_anothers_first_run_by_one_turn() {
 }
 
 #[test]
+fn what_is_counted_is_counted_for_all_keys_of_a_principal() {
+    let builder = Daemon::builder().host_image().flag("--slots", 4);
+    let (first, second) = (builder.key(&["alice", "--concurrency", "1"]), builder.key(&["alice"]));
+    let daemon = builder.start();
+    let one = begin(&daemon, &first, &sh("sleep 300"));
+    let other = begin(&daemon, &second, &sh("sleep 300"));
+    until("the first runs", || show(&daemon, &first, &one)["state"] == "running");
+    assert_eq!(
+        show(&daemon, &first, &other)["state"],
+        "queued",
+        "three slots are free, and one is all she may have"
+    );
+    // A newer key brings another number, for the older ones too.
+    let third = daemon.builder_of().key(&["alice", "--concurrency", "2"]);
+    until("the new key is known", || daemon.request("GET", "/runs").key(&third).send().status == 200);
+    let last = begin(&daemon, &first, &sh("true"));
+    until("the second runs, too", || show(&daemon, &first, &other)["state"] == "running");
+    assert_eq!(show(&daemon, &first, &last)["state"], "queued");
+}
+
+#[test]
 fn a_run_takes_as_much_of_the_host_as_it_asks_for() {
     let daemon = Daemon::builder()
         .host_image()

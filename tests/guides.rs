@@ -1,47 +1,16 @@
 //! The guides do what they say: each command in them is run, in order, and what it prints is what stands
 //! below it.
 
-use std::process::Command;
+use support::{Daemon, Registry, Value, guide};
 
-use support::{Daemon, Finished, Folder, Registry, guide, tool};
+const CALLS: &str = include_str!("../docs/guides/calls.md");
+const DOCUMENT: &str = include_str!("../openapi/v1.json");
 
-/// One block of a guide between fences: its language and its text.
-fn blocks(guide: &str) -> Vec<(&str, &str)> {
-    let fenced = guide.split("\n```").skip(1).step_by(2);
-    fenced.filter_map(|block| block.split_once('\n')).collect()
-}
-
-const MARK: &str = "--- the next block ---";
-
+/// With a registry of the tests in the place of Docker Hub.
 #[track_caller]
-fn follow(guide: &str) {
-    let registry = Registry::start();
-    let daemon = Daemon::builder().registry(&registry).start();
-    let image = registry.image("python:3");
-    let said = |text: &str| {
-        let here = text.replace("localhost:8080", &daemon.address().to_string());
-        here.replace("python:3.13", &image).replace("gcc:14", &image)
-    };
-    let blocks = blocks(guide);
-    let commands: Vec<&str> =
-        blocks.iter().filter(|(kind, _)| *kind == "sh").map(|(_, text)| *text).collect();
-    let expected: Vec<&str> =
-        blocks.iter().filter(|(kind, _)| *kind == "text").map(|(_, text)| *text).collect();
-    assert_eq!(commands.len(), expected.len(), "what a command prints stands below it");
-    assert!(commands.len() >= 5, "the guide has its examples");
-    let script = said(&commands.join(&format!("\necho '{MARK}'\n")));
-    let folder = Folder::new();
-    let mut bash = Command::new(tool("bash"));
-    bash.current_dir(folder.path()).args(["-euo", "pipefail", "-c", &script]);
-    let finished = Finished::of(&mut bash);
-    let printed = String::from_utf8_lossy(&finished.stdout).into_owned();
-    let parts: Vec<&str> = printed.split(MARK).map(str::trim).collect();
-    for (place, text) in expected.iter().enumerate() {
-        let part = parts.get(place).copied().unwrap_or("nothing");
-        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words(part), words(text), "{}\n{}", commands[place], finished.stderr_text());
-    }
-    assert!(finished.status.success(), "{}", finished.stderr_text());
+fn follow(text: &str) {
+    let registry = Registry::of_examples();
+    guide::check(&Daemon::builder().docker_hub(&registry).start(), text);
 }
 
 #[test]
@@ -58,4 +27,50 @@ fn an_agent_s_guide_does_what_it_says() {
 fn a_page_that_shows_a_program_run() {
     let daemon = Daemon::builder().host_image().flag("--slots", 2).start();
     guide::check(&daemon, include_str!("../docs/guides/live.md"));
+}
+
+#[test]
+fn every_call_can_be_made_with_curl() {
+    follow(CALLS);
+}
+
+/// What a call of curl in a guide asks for: its method and its path.
+fn asked(curl: &str) -> Option<(&'static str, &str)> {
+    let rest = curl.split_once("localhost:8080")?.1;
+    let path = rest.split(|c: char| c.is_whitespace() || "?\"';)".contains(c)).next()?;
+    let has = |option: &str| curl.contains(option);
+    let method = match () {
+        () if has("-X DELETE") => "DELETE",
+        () if has("-X PUT") => "PUT",
+        () if has("-sI ") => "HEAD",
+        () if has(" -d ") || has(" --data") || has(" -F ") => "POST",
+        () => "GET",
+    };
+    Some((method, path))
+}
+
+fn is_like(path: &str, template: &str) -> bool {
+    let (mut words, mut wanted) = (path.split('/'), template.split('/'));
+    loop {
+        match (words.next(), wanted.next()) {
+            (None, None) | (Some(_), Some("{reference}")) => return true,
+            (Some(word), Some(template)) if word == template => {}
+            (Some(word), Some(template)) if template.starts_with('{') && !word.is_empty() => {}
+            _ => return false,
+        }
+    }
+}
+
+#[test]
+fn no_call_of_the_document_is_missing_in_the_guide_to_calls() {
+    let shell =
+        CALLS.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect::<String>();
+    let calls: Vec<_> = shell.split("curl ").skip(1).filter_map(asked).collect();
+    let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for method in item.as_object().expect("calls").keys().map(|method| method.to_uppercase()) {
+            let shown = calls.iter().any(|(asked, at)| *asked == method && is_like(at, path));
+            assert!(shown, "{method} {path} is not shown in docs/guides/calls.md");
+        }
+    }
 }

@@ -17,6 +17,18 @@ fn files(entries: usize) -> Value {
     (0..entries).map(|number| json!({ "path": format!("f{number}"), "text": "" })).collect::<Vec<_>>().into()
 }
 
+/// Refused, with the place at fault and the number that is allowed.
+#[track_caller]
+fn refused_by_name(daemon: &Daemon, path: &str, body: &Value, pointer: &str, allowed: &str) {
+    let shown: String = body.to_string().chars().take(60).collect();
+    let problem = daemon.post(path, body).problem(422, "invalid-request");
+    let errors = problem["errors"].as_array().expect("errors");
+    let named = errors.iter().find(|error| error["pointer"] == pointer);
+    let named = named.unwrap_or_else(|| panic!("{pointer} is not named for {shown}: {errors:?}"));
+    let detail = named["detail"].as_str().expect("words");
+    assert!(detail.contains(allowed), "{pointer}: {detail:?} does not say {allowed}");
+}
+
 #[test]
 fn every_limit_on_input_is_refused_by_name_with_the_number_that_is_allowed() {
     let daemon = Daemon::builder().host_image().flag("--body-bytes-max", 4 << 20).start();
@@ -50,13 +62,7 @@ fn every_limit_on_input_is_refused_by_name_with_the_number_that_is_allowed() {
         (with("priority", json!(1001)), "/priority", "1000"),
         (with("outputs", json!(vec!["x"; 2000])), "/outputs", "at most"),
     ] {
-        let shown: String = body.to_string().chars().take(60).collect();
-        let problem = daemon.post("/runs", &body).problem(422, "invalid-request");
-        let errors = problem["errors"].as_array().expect("errors");
-        let named = errors.iter().find(|error| error["pointer"] == pointer);
-        let named = named.unwrap_or_else(|| panic!("{pointer} is not named for {shown}: {errors:?}"));
-        let detail = named["detail"].as_str().expect("words");
-        assert!(detail.contains(allowed), "{pointer}: {detail:?} does not say {allowed}");
+        refused_by_name(&daemon, "/runs", &body, pointer, allowed);
     }
 }
 
@@ -77,4 +83,56 @@ fn the_body_itself_has_a_size_a_depth_and_a_number_of_values() {
         json!({ "image": "host", "cmd": "true", "labels": map(32), "env": map(1024), "files": files(1000) });
     body["args"] = json!(vec!["x"; 4096]);
     assert_eq!(daemon.run(&body)["outcome"], "exited");
+}
+
+#[test]
+fn batches_are_limited_as_runs_are_and_by_the_number_of_their_tests() {
+    let daemon = Daemon::builder().host_image().flag("--body-bytes-max", 4 << 20).start();
+    let batch = |tests: Value| json!({ "image": "host", "run": { "cmd": "true" }, "tests": tests });
+    let with = |field: &str, value: Value| {
+        let mut body = batch(json!([{}]));
+        body[field] = value;
+        body
+    };
+    for (body, pointer, allowed) in [
+        (batch(json!(vec![json!({}); 5001])), "/tests", "5000"),
+        (batch(json!([{ "name": "x".repeat(201) }])), "/tests/0/name", "200"),
+        (batch(json!([{ "args": vec!["x"; 4097] }])), "/tests/0/args", "4096"),
+        (batch(json!([{}, { "files": files(1001) }])), "/tests/1/files", "1000"),
+        (with("parallelism", json!(1025)), "/parallelism", "1024"),
+        (with("env", map(1025)), "/env", "1024"),
+        (with("labels", map(33)), "/labels", "32"),
+        (with("files", files(1001)), "/files", "1000"),
+        (with("prepare", json!({ "cmd": "true", "args": vec!["x"; 4097] })), "/prepare/args", "4096"),
+        (with("run", json!({ "cmd": "x".repeat(131_072) })), "/run/cmd", "131071"),
+    ] {
+        refused_by_name(&daemon, "/batches", &body, pointer, allowed);
+    }
+}
+
+#[test]
+fn what_comes_beside_a_body_and_what_is_uploaded_is_limited_too() {
+    let daemon = Daemon::builder().host_image().flag("--file-bytes-max", 1024).start();
+    let small = with("cmd", json!("true"));
+    let post =
+        |name: &str, value: String| daemon.request("POST", "/runs").header(name, value).json(&small).send();
+    let problem = post("Idempotency-Key", "x".repeat(256)).problem(422, "invalid-request");
+    assert!(
+        problem.to_string().contains("Idempotency-Key") && problem.to_string().contains("255"),
+        "{problem}"
+    );
+    post("X-Padding", "x".repeat(64 * 1024)).problem(431, "headers-too-large");
+    let problem = daemon.get("/runs?limit=501").problem(422, "invalid-request");
+    assert!(problem.to_string().contains("limit") && problem.to_string().contains("500"), "{problem}");
+
+    let upload = |bytes: usize| daemon.request("POST", "/files").body("x".repeat(bytes)).send();
+    let problem = upload(1025).problem(413, "body-too-large");
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("1024")), "{problem}");
+    upload(1024).expect(201);
+    let named = |number: usize| {
+        let sent = daemon.request("POST", "/files").body(format!("{number}")).send().expect(201);
+        json!({ "path": format!("f{number}"), "file": sent["file"] })
+    };
+    let named: Vec<_> = (0..191).map(named).collect();
+    refused_by_name(&daemon, "/runs", &with("files", json!(named)), "/files", "190");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use support::{Daemon, Finished, Value, json, sandglass};
+use support::{Daemon, Finished, Folder, Registry, Value, json, sandglass};
 
 const README: &str = include_str!("../README.md");
 
@@ -37,6 +37,36 @@ fn number(text: &str) -> f64 {
         Some("GiB") => number * 1024.0 * 1024.0 * 1024.0,
         _ => number,
     }
+}
+
+/// The shell that calls a server, in order, with its abbreviated hash written out.
+#[test]
+fn every_curl_of_the_readme_is_answered() {
+    let registry = Registry::of_examples();
+    let daemon = Daemon::builder().docker_hub(&registry).start();
+    let folder = Folder::new();
+    // Whose hash the README shows the beginning of.
+    std::fs::write(folder.join("big.csv"), "foo").expect("write a file");
+    let hash = support::image::digest(b"foo");
+    assert!(hash.starts_with("sha256:2c26"));
+    let path = sandglass().parent().expect("a folder").display().to_string();
+    let blocks = README.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut answered = 0;
+    for block in blocks.filter(|block| block.contains("curl -s")) {
+        // A server sees a new key within a second.
+        let script =
+            block.replace("localhost:8080", &daemon.address().to_string()).replace("sha256:2c26…", &hash);
+        let script = script.replace("\ncurl", "\nsleep 1\ncurl");
+        let mut shell = Command::new("bash");
+        shell.current_dir(folder.path()).args(["-euo", "pipefail", "-c"]);
+        shell.arg(format!("PATH={path}:$PATH\n{script}")).env("SANDGLASS_DATA_DIR", daemon.data_dir());
+        let done = Finished::of(&mut shell);
+        let said = done.stdout_text();
+        assert!(done.status.success() && !said.is_empty(), "{block}\n{said}{}", done.stderr_text());
+        assert!(!said.contains("\"/problems/"), "{block}\n{said}");
+        answered += block.matches("curl -s").count();
+    }
+    assert!(answered >= 7, "{answered} calls");
 }
 
 #[test]

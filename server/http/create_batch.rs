@@ -24,12 +24,6 @@ const MAX_PARALLELISM: i64 = 1024;
 /// the same as absent.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({
-    "image": "gcc", "workdir": "/work", "files": [{"path": "main.c", "text": "int main(){return 0;}"}],
-    "prepare": {"cmd": "gcc", "args": ["-O2", "-o", "main", "main.c"]},
-    "run": {"cmd": "/work/main", "limits": {"cpu_time_ms": 1000}},
-    "tests": [{"name": "1", "stdin": "1 2\n", "expect": {"stdout": "3\n", "compare": "tokens"}}]
-}))]
 pub struct CreateBatch {
     /// As for a run. May be left out with `prepared`, which has one.
     #[schema(min_length = 1, max_length = 512, example = "gcc:14")]

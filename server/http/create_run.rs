@@ -44,7 +44,6 @@ impl Allowed {
 /// One command of one image, to be run in one fresh sandbox. `null` is the same as absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"image": "alpine", "cmd": "echo", "args": ["hello"]}))]
 pub struct CreateRun {
     /// An OCI reference as Docker users write it, or `host` where the operator allows it.
     #[schema(min_length = 1, max_length = 512, example = "python:3.13-alpine")]
@@ -81,9 +80,8 @@ pub struct CreateRun {
     #[schema(minimum = -1000, maximum = 1000)]
     priority: Option<i64>,
     output_encoding: Option<OutputEncoding>,
-    /// `false`: once the run has ended nothing of what it wrote is kept. Whoever waits for it or follows it has it
-    /// all the same.
-    #[schema(default = true)]
+    /// `true` (the default), or `false`: once the run has ended nothing of what it wrote is kept. Whoever waits for
+    /// it or follows it has it all the same.
     keep_output: Option<bool>,
     /// Words of the client's own, given back with the run.
     labels: Option<BTreeMap<String, String>>,

@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::problem::{self, Kind};
-use super::{App, auth, create_run, router};
+use super::{App, auth, create_run, examples, router};
 
 #[derive(Debug, OpenApi)]
 #[openapi(
@@ -45,6 +45,8 @@ pub fn document() -> Value {
         for (path, item) in paths {
             for (method, operation) in item.as_object_mut().into_iter().flatten() {
                 add_common_problems(path, method, operation);
+                without_null(operation);
+                say_what_bytes_are(operation);
             }
         }
     }
@@ -53,6 +55,7 @@ pub fn document() -> Value {
     for (name, most) in [("env", create_run::MAX_ENV), ("labels", create_run::MAX_LABELS)] {
         schemas["CreateRun"]["properties"][name]["maxProperties"] = json!(most);
     }
+    examples::add(&mut document);
     document["components"]["securitySchemes"]["key"] = json!({
         "type": "http", "scheme": "bearer",
         "description": "A key that an operator made with `sandglass key create`. A server without keys asks for none."
@@ -100,6 +103,41 @@ fn common(kind: &Kind) -> Value {
     json!({"description": kind.title, "content": {problem::MEDIA_TYPE: {"schema": schema}}})
 }
 
+/// A parameter is there or not; in a path, a query or a header nothing can be `null`.
+fn without_null(operation: &mut Value) {
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+    for parameter in parameters.into_iter().flatten() {
+        let schema = &mut parameter["schema"];
+        if let Some(types) = schema["type"].as_array()
+            && let [kind, null] = types.as_slice()
+            && null == "null"
+        {
+            schema["type"] = kind.clone();
+        }
+        if let Some(choices) = schema["oneOf"].as_array()
+            && let Some(only) = choices.iter().find(|choice| choice["type"] != "null")
+        {
+            *schema = only.clone();
+        }
+    }
+}
+
+/// Bodies that are taken as they are. A generator makes nothing of a body without a schema.
+fn say_what_bytes_are(operation: &mut Value) {
+    let bytes = json!({"type": "string", "format": "binary"});
+    let contents = operation.pointer_mut("/requestBody/content").and_then(Value::as_object_mut);
+    for (kind, media) in contents.into_iter().flatten() {
+        if media.get("schema").is_none() {
+            media["schema"] = match kind.as_str() {
+                "multipart/form-data" => {
+                    json!({"type": "object", "properties": {"file": bytes}, "required": ["file"]})
+                }
+                _ => bytes.clone(),
+            };
+        }
+    }
+}
+
 /// The least of each limit, as refusing zero of everything tells it. The most is the server's own:
 /// `GET /info` has it.
 fn bound_limits(schemas: &mut Value) {
@@ -114,6 +152,15 @@ fn bound_limits(schemas: &mut Value) {
         if let Some(least) = least(&name) {
             schemas["LimitsRequest"]["properties"][&name]["minimum"] = least;
         }
+        // The defaults are the server's own, and what answers say of limits is always whole.
+        for schema in ["LimitsRequest", "Limits", "Maxima"] {
+            if let Some(property) = schemas[schema]["properties"][&name].as_object_mut() {
+                property.remove("default");
+            }
+        }
+    }
+    for schema in ["Limits", "Maxima"] {
+        schemas[schema]["required"] = json!(create_run::limit_names());
     }
 }
 
@@ -170,5 +217,6 @@ mod tests {
         assert_eq!(limits["processes"]["minimum"], 1);
         assert_eq!(limits["memory_bytes"]["minimum"], 2 * 1024 * 1024);
         assert_eq!(limits["cpus"]["minimum"], 0.01);
+        assert!(limits["cpus"].get("default").is_none(), "absent is what the operator has set");
     }
 }

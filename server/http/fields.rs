@@ -80,16 +80,6 @@ impl<'a> Fields<'a> {
         number
     }
 
-    pub fn flag(&mut self, name: &str) -> Option<bool> {
-        match self.take(name)? {
-            Value::Bool(flag) => Some(flag),
-            other => {
-                self.refuse(name, format!("must be true or false, not {}", kind(&other)));
-                None
-            }
-        }
-    }
-
     /// A string out of a closed set.
     pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> Option<T> {
         let text = self.text(name)?;

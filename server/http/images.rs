@@ -114,7 +114,6 @@ pub struct ImageList {
 /// Which image to fetch.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"image": "alpine"}))]
 pub struct PullImage {
     /// An OCI reference as Docker users write it.
     #[schema(min_length = 1, max_length = 512)]
@@ -137,7 +136,7 @@ impl PullImage {
             }
             let choices = [("always", Pull::Always), ("missing", Pull::Missing), ("never", Pull::Never)];
             let pull = fields.choice("pull", &choices);
-            let pinned = fields.flag("pinned");
+            let pinned = fields.boolean("pinned");
             request = image.map(|image| Self { image, pull, pinned });
             fields.finish();
         }

@@ -35,6 +35,7 @@ pub mod create_batch;
 pub mod create_run;
 pub mod docs;
 pub mod errors;
+pub mod examples;
 pub mod fields;
 mod filter;
 pub mod idempotency;

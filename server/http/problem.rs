@@ -80,7 +80,7 @@ kinds! {
     IMAGE_TOO_LARGE = "image-too-large", 422, "The image is too large",
         "The image or a layer of it is larger than the server accepts.";
     HEADERS_TOO_LARGE = "headers-too-large", 431, "The headers are too large",
-        "A request may have 32 KiB of address and headers.";
+        "A request may have 32 KiB of address and headers, and 100 headers.";
     QUEUE_FULL = "queue-full", 429, "The queue is full",
         "Every slot is busy and as many runs wait as the server lets wait. Try again after `retry_after_ms`.";
     FILES_FAILED = "files-failed", 500, "The store of files failed",

@@ -17,55 +17,51 @@ use super::pieces::PIECE_BYTES;
 use super::problem::{self, Document, Problem};
 use super::query::{Parameters, RunPath};
 
-/// Gives the bytes that a run wrote to its standard output, as far as they were kept.
-///
-/// While the run goes, these are the bytes so far. `Range` asks for a part of them.
-#[utoipa::path(get, path = "/runs/{id}/stdout", operation_id = "get_stdout", tag = "runs",
-    params(("id" = String, Path, format = Uuid, description = "The run's id"),
-           ("Range" = Option<String>, Header, description = "One range of bytes", example = "bytes=0-99")),
-    responses((status = 200, description = "The bytes", body = Vec<u8>, content_type = "application/octet-stream"),
-              (status = 206, description = "The range that was asked for", body = Vec<u8>,
-               content_type = "application/octet-stream",
-               headers(("Content-Range" = String, description = "Which bytes they are; `*` as the whole length \
-                                                               while the run goes"))),
-              (status = 404, description = "There is no such run", body = Document,
-               content_type = "application/problem+json"),
-              (status = 416, description = "The output has no such bytes, or has not had them yet", body = Document,
-               content_type = "application/problem+json")))]
-pub async fn stdout(
-    app: State<Arc<App>>,
-    path: RunPath,
-    method: Method,
-    headers: HeaderMap,
-    query: Parameters,
-) -> Result<Response, Problem> {
-    show(&app, path, Stream::Stdout, &method, &headers, query).await
+/// The call for one of the two outputs.
+macro_rules! output {
+    ($name:ident, $path:literal, $operation:literal, $stream:expr, $what:literal) => {
+        #[doc = $what]
+        ///
+        /// While the run goes, these are the bytes so far. `Range` asks for a part of them.
+        #[utoipa::path(get, path = $path, operation_id = $operation, tag = "runs",
+            params(("id" = String, Path, format = Uuid, description = "The run's id"),
+                   ("Range" = Option<String>, Header, description = "One range of bytes", example = "bytes=0-99")),
+            responses((status = 200, description = "The bytes", body = Vec<u8>,
+                       content_type = "application/octet-stream"),
+                      (status = 206, description = "The range that was asked for", body = Vec<u8>,
+                       content_type = "application/octet-stream",
+                       headers(("Content-Range" = String, description = "Which bytes they are; `*` as the whole \
+                                                                       length while the run goes"))),
+                      (status = 404, description = "There is no such run", body = Document,
+                       content_type = "application/problem+json"),
+                      (status = 416, description = "The output has no such bytes, or has not had them yet",
+                       body = Document, content_type = "application/problem+json")))]
+        pub async fn $name(
+            app: State<Arc<App>>,
+            path: RunPath,
+            method: Method,
+            headers: HeaderMap,
+            query: Parameters,
+        ) -> Result<Response, Problem> {
+            show(&app, path, $stream, &method, &headers, query).await
+        }
+    };
 }
 
-/// Gives the bytes that a run wrote to its standard error, as far as they were kept.
-///
-/// While the run goes, these are the bytes so far. `Range` asks for a part of them.
-#[utoipa::path(get, path = "/runs/{id}/stderr", operation_id = "get_stderr", tag = "runs",
-    params(("id" = String, Path, format = Uuid, description = "The run's id"),
-           ("Range" = Option<String>, Header, description = "One range of bytes", example = "bytes=0-99")),
-    responses((status = 200, description = "The bytes", body = Vec<u8>, content_type = "application/octet-stream"),
-              (status = 206, description = "The range that was asked for", body = Vec<u8>,
-               content_type = "application/octet-stream",
-               headers(("Content-Range" = String, description = "Which bytes they are; `*` as the whole length \
-                                                               while the run goes"))),
-              (status = 404, description = "There is no such run", body = Document,
-               content_type = "application/problem+json"),
-              (status = 416, description = "The output has no such bytes, or has not had them yet", body = Document,
-               content_type = "application/problem+json")))]
-pub async fn stderr(
-    app: State<Arc<App>>,
-    path: RunPath,
-    method: Method,
-    headers: HeaderMap,
-    query: Parameters,
-) -> Result<Response, Problem> {
-    show(&app, path, Stream::Stderr, &method, &headers, query).await
-}
+output!(
+    stdout,
+    "/runs/{id}/stdout",
+    "get_stdout",
+    Stream::Stdout,
+    "Gives the bytes that a run wrote to its standard output, as far as they were kept."
+);
+output!(
+    stderr,
+    "/runs/{id}/stderr",
+    "get_stderr",
+    Stream::Stderr,
+    "Gives the bytes that a run wrote to its standard error, as far as they were kept."
+);
 
 async fn show(
     app: &App,

@@ -29,6 +29,8 @@ pub struct KeyRing {
 struct Keys {
     seen: Option<Seen>,
     by_id: HashMap<String, Held>,
+    /// When the next key expires: then what it said of its principal does not hold any more.
+    until: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -49,23 +51,33 @@ impl KeyRing {
     fn read(&self) -> anyhow::Result<()> {
         let seen = seen(&self.path);
         let Some(file) = KeyFile::read(&self.path)? else { return Ok(()) };
+        let now = Timestamp::now();
+        let (counted, until) = (counted(&file.keys, now), next_end(&file.keys, now));
         let held = |record: KeyRecord| {
             let hash = Hash::parse(&record.hash).unwrap_or_else(Hash::nobody);
-            let caller =
-                Caller { principal: Arc::new(record.principal()), key: Some(record.id.as_str().into()) };
+            let mut principal = record.principal();
+            if let Some(Counted { concurrency, queued, runs_per_minute }) = counted.get(&principal.name) {
+                let quota = &mut principal.quota;
+                (quota.concurrency, quota.queued) = (*concurrency, *queued);
+                quota.runs_per_minute = *runs_per_minute;
+            }
+            let caller = Caller { principal: Arc::new(principal), key: Some(record.id.as_str().into()) };
             (record.id.clone(), Held { record, hash, caller })
         };
         let by_id: HashMap<_, _> = file.keys.into_iter().map(held).collect();
-        let good = by_id.values().filter(|held| held.record.is_good(Timestamp::now())).count();
+        let good = by_id.values().filter(|held| held.record.is_good(now)).count();
         tracing::info!(keys = good, "keys read: {good} good");
-        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Keys { seen, by_id });
+        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(Keys { seen, by_id, until });
         Ok(())
     }
 
-    /// Whether the file is not the one that was read last.
+    /// Whether the file is not the one that was read last, or says something else by now.
     fn is_stale(&self) -> bool {
-        let before = self.held().as_ref().and_then(|keys| keys.seen);
-        seen(&self.path) != before
+        let held = self.held();
+        let before = held.as_ref().and_then(|keys| keys.seen);
+        let until = held.as_ref().and_then(|keys| keys.until);
+        seen(&self.path) != before || until.is_some_and(|until| until <= Timestamp::now())
     }
 
     fn held(&self) -> std::sync::RwLockReadGuard<'_, Option<Keys>> {
@@ -85,6 +97,7 @@ impl KeyRing {
                 tracing::error!("the file with the keys is gone; those from before stay in force");
             }
             keys.seen = seen;
+            keys.until = keys.until.filter(|until| *until > Timestamp::now());
         }
     }
 
@@ -101,6 +114,32 @@ impl KeyRing {
             logins.look();
         }
     }
+}
+
+/// What is counted for a principal, whichever of its keys is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    concurrency: Option<u32>,
+    queued: Option<u32>,
+    runs_per_minute: Option<u32>,
+}
+
+/// Of each number the newest good key that has one decides, for all keys of its principal.
+fn counted(keys: &[KeyRecord], now: Timestamp) -> HashMap<PrincipalName, Counted> {
+    let mut good: Vec<_> = keys.iter().filter(|key| key.is_good(now)).collect();
+    good.sort_by_key(|key| key.created_at);
+    let mut all: HashMap<_, Counted> = HashMap::new();
+    for KeyRecord { principal, quota, .. } in good {
+        let one = all.entry(principal.clone()).or_default();
+        one.concurrency = quota.concurrency.or(one.concurrency);
+        one.queued = quota.queued.or(one.queued);
+        one.runs_per_minute = quota.runs_per_minute.or(one.runs_per_minute);
+    }
+    all
+}
+
+fn next_end(keys: &[KeyRecord], now: Timestamp) -> Option<Timestamp> {
+    keys.iter().filter(|key| key.is_good(now)).filter_map(|key| key.expires_at).min()
 }
 
 impl Authenticator for KeyRing {
@@ -195,6 +234,35 @@ mod tests {
             ("alice", alice.split('_').nth(1))
         );
         assert!(ring.ledger.last_use(caller.key.as_deref().unwrap()).is_some());
+    }
+
+    #[test]
+    fn what_counts_is_what_the_newest_good_key_says_that_says_something() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let key = |made: i64, ends: Option<i64>, concurrency: Option<u32>, rate: Option<u32>| KeyRecord {
+            id: String::new(),
+            principal: PrincipalName::parse("alice").unwrap(),
+            hash: String::new(),
+            scopes: [Scope::Run].into(),
+            quota: Quota { concurrency, runs_per_minute: rate, ..Quota::default() },
+            created_at: at(made),
+            expires_at: ends.map(at),
+            revoked_at: None,
+        };
+        let (old, new) = (key(1, None, Some(1), Some(60)), key(2, Some(9), Some(3), None));
+        for (keys, now, concurrency, rate) in [
+            (&[old.clone()][..], 5, Some(1), Some(60)),
+            (&[new.clone(), old.clone()], 5, Some(3), Some(60)),
+            (&[old.clone(), new.clone()], 9, Some(1), Some(60)),
+            (&[old.clone(), key(3, None, None, None)], 5, Some(1), Some(60)),
+            (&[key(3, None, None, None)], 5, None, None),
+        ] {
+            let all = counted(keys, at(now));
+            let one = all.values().next().unwrap();
+            assert_eq!((one.concurrency, one.runs_per_minute), (concurrency, rate), "{keys:?} {now}");
+        }
+        assert_eq!(next_end(&[old, new.clone()], at(5)), Some(at(9)));
+        assert_eq!(next_end(&[new], at(9)), None);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! service must answer an ordinary run, the host must be as it was, and no answer may have told where
 //! on the machine anything is.
 //!
-//! A-13 (idempotency keys) is in `tests/promises.rs`, A-14 is `tests/openapi.rs`, and what one principal may
-//! know of another's is in `strangers.rs` and `tests/principals.rs`.
+//! A-13 (idempotency keys) is in `tests/promises.rs`, A-14 is `tests/openapi`, and what one principal may
+//! know of another's is in `strangers.rs` and `tests/principals`.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

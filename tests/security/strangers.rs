@@ -1,6 +1,6 @@
 //! X-07 for what came after runs: one principal's batches, what they have prepared, and uploaded files are
 //! nothing to another, whichever way they are named. Runs, and files by themselves, are in
-//! `tests/principals.rs`, A-13 in `tests/promises.rs`.
+//! `tests/principals`, A-13 in `tests/promises.rs`.
 
 use std::time::Duration;
 

@@ -34,6 +34,8 @@ pub(crate) const FOR_TESTS: &[&str] = &[
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
 const GRAFANA_SDK: &str = "grafana-foundation-sdk==1769699379!11.6.0";
+const JSONSCHEMA: &str = "jsonschema==4.26.0";
+const PYTHON_CLIENT: &str = "openapi-python-client==0.29.1";
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.19.0";
 
 /// Installs what its arguments name. Debian asks `policy-rc.d` whether a package may start its
@@ -80,33 +82,50 @@ fn installed() -> Result<HashSet<String>> {
     Ok(list.lines().filter_map(|line| line.strip_prefix("installed ")).map(str::to_owned).collect())
 }
 
-/// The property-based tester of OpenAPI documents, the checker of Kubernetes' manifests and the schemas of Grafana's
-/// dashboards, in a virtual environment of their own.
+/// The property-based tester of OpenAPI documents, a generator of clients, the checkers of JSON and of Kubernetes'
+/// manifests and the schemas of Grafana's dashboards, in a virtual environment of their own.
 pub(crate) fn schemathesis() -> Result<PathBuf> {
     let venv = cargo::target().join("venv");
     let program = venv.join("bin/schemathesis");
     let stamp = venv.join("installed");
     let place = venv.display().to_string();
     // Its programs know where they are: moved elsewhere they don't start.
-    let installed = format!("{SCHEMATHESIS}, {KUBERNETES_VALIDATE} and {GRAFANA_SDK} in {place}");
+    let wanted = [SCHEMATHESIS, KUBERNETES_VALIDATE, GRAFANA_SDK, JSONSCHEMA, PYTHON_CLIENT];
+    let installed = format!("{} in {place}", wanted.join(" "));
     if std::fs::read_to_string(&stamp).is_ok_and(|text| text == installed) {
         return Ok(program);
     }
     cargo::call("/usr/bin/python3", &["-m", "venv", "--clear", &place])?;
     let pip = venv.join("bin/pip").display().to_string();
-    cargo::call(
-        &pip,
-        &[
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            SCHEMATHESIS,
-            KUBERNETES_VALIDATE,
-            GRAFANA_SDK,
-        ],
-    )?;
+    cargo::call(&pip, &[&["install", "--quiet", "--disable-pip-version-check"][..], &wanted].concat())?;
     std::fs::write(&stamp, installed).context("remember what was installed")?;
     Ok(program)
+}
+
+/// What makes a TypeScript client of the document and what such a client needs, as `tests/openapi/package-lock.json`
+/// pins it. Node.js is Debian's, unless there is another one with its npm already.
+pub(crate) fn typescript() -> Result<()> {
+    let (place, sources) = (cargo::target().join("clients"), cargo::root().join("tests/openapi"));
+    let lock =
+        std::fs::read_to_string(sources.join("package-lock.json")).context("read package-lock.json")?;
+    let stamp = place.join("installed");
+    if std::fs::read_to_string(&stamp).is_ok_and(|text| text == lock) {
+        return Ok(());
+    }
+    let has_npm = Command::new("npm").arg("--version").output().is_ok_and(|done| done.status.success());
+    if !has_npm {
+        install(&["nodejs", "npm"])?;
+    }
+    std::fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
+    for name in ["package.json", "package-lock.json"] {
+        std::fs::copy(sources.join(name), place.join(name)).with_context(|| format!("copy {name}"))?;
+    }
+    let prefix = place.display().to_string();
+    cargo::call(
+        "npm",
+        &["ci", "--prefix", &prefix, "--ignore-scripts", "--no-audit", "--no-fund", "--silent"],
+    )?;
+    std::fs::write(&stamp, lock).context("remember what was installed")
 }
 
 /// Helm, of which neither Debian nor PyPI has a package: built where there is a Go that can (1.24 or

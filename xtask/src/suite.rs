@@ -31,8 +31,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("S-09, S-10, S-12, S-20", "tests/outcomes.rs"),
     ("X-02", "tests/isolation/traces.rs, tests/pool.rs"),
     ("X-03", "K-02: the calls that would tell are not there"),
-    ("X-07", "tests/security/strangers.rs, tests/principals.rs"),
-    ("X-08", "tests/principals.rs: a key has images of its own"),
+    ("X-07", "tests/security/strangers.rs, tests/principals"),
+    ("X-08", "tests/principals/images.rs"),
     ("X-09", "G-14, G-21, crates/image/tests/pull"),
     ("other kernels", "cargo xtask vm"),
 ];

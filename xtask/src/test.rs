@@ -20,6 +20,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     );
     packages::install(packages::FOR_TESTS)?;
     let schemathesis = packages::schemathesis()?;
+    packages::typescript()?;
     packages::helm()?;
     // Also what only other systems build: the test of the architecture asks for the whole tree, offline.
     cargo::run(&["fetch", "--locked"], &[])?;

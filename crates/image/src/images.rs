@@ -29,12 +29,12 @@ pub struct Images {
 }
 
 pub(crate) struct Inner {
-    puller: Arc<Puller>,
+    pub(crate) puller: Arc<Puller>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) observer: Arc<dyn Observer>,
     pulls: Flights<Result<Pulled, ImageError>, Arc<Board>>,
     /// Registries being asked whether somebody may still have what it has.
-    proofs: Flights<Result<bool, ImageError>>,
+    pub(crate) proofs: Flights<Result<bool, ImageError>>,
     pub(crate) accounts: Accounts,
 }
 
@@ -210,11 +210,6 @@ impl Images {
         let _ = saved.await;
     }
 
-    fn asker(&self, principal: Option<&PrincipalName>, image: &Reference) -> Asker {
-        let of = |name| self.inner.accounts.of(name, &image.registry, &self.inner.puller.registries);
-        Asker { name: principal.cloned(), account: principal.and_then(of) }
-    }
-
     /// An image that is here and that the asker may have: of its own, or else everybody's.
     async fn take(&self, asker: &Asker, image: &Reference, name: &str) -> Result<Option<Taken>, ImageError> {
         if let Some(owner) = &asker.name
@@ -243,36 +238,6 @@ impl Images {
         let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
         let _hold = self.inner.puller.keep(&named).await?;
         Ok(shelf.take(&key))
-    }
-
-    /// Whether the asker may still have what is its own. A registry's word is asked for once in a while, by one
-    /// request for all who ask at the same time.
-    async fn may_have(
-        &self,
-        asker: &Asker,
-        image: &Reference,
-        record: &ImageRecord,
-    ) -> Result<bool, ImageError> {
-        // What came as a file was brought by the asker itself.
-        if record.resolved_at.is_none() || !walls::stands("proved_access") {
-            return Ok(true);
-        }
-        let Some(account) = &asker.account else { return Ok(false) };
-        let key = record.key();
-        if account.has_proved(&key) {
-            return Ok(true);
-        }
-        let mut seat = self.inner.proofs.join(&format!("{key}#{}", account.id), |()| {
-            let (puller, image) = (Arc::clone(&self.inner.puller), image.clone());
-            let (view, digest) = (account.view.clone(), record.digest.clone());
-            async move { puller.asks_for(image, view, &digest).await }
-        });
-        let answer = seat.result().await;
-        let proved = answer.unwrap_or(Err(ImageError::Cancelled { reference: record.reference.clone() }))?;
-        if proved {
-            account.prove(key, self.inner.puller.config.access_life);
-        }
-        Ok(proved)
     }
 
     /// Where tags are believed for a while only, has the registry asked once that is over. Nobody waits

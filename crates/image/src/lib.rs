@@ -9,6 +9,7 @@ mod lease;
 mod progress;
 mod store;
 
+mod access;
 mod board;
 mod bundle;
 mod catalogue;

@@ -61,6 +61,12 @@ impl Builder {
         self.flag("--insecure-registry", registry.host())
     }
 
+    /// Lets a registry of the tests stand for Docker Hub.
+    #[must_use]
+    pub fn docker_hub(self, registry: &Registry) -> Self {
+        self.registry(registry).flag("--images-mirrors", format!("docker.io={}", registry.host()))
+    }
+
     /// Gives the daemon a disk of its own of that size, which only it can see.
     #[must_use]
     pub fn on_disk_of(mut self, bytes: u64) -> Self {

@@ -225,6 +225,34 @@ impl Registry {
         self.put_manifest(repository, tag, INDEX, &index)
     }
 
+    /// A registry that stands for Docker Hub where a daemon has it for a mirror: `alpine`, which is busybox,
+    /// `python`, `python:3.13`, `python:3.13-alpine` and `gcc:14`, which are Debian's Python with a C compiler.
+    #[track_caller]
+    pub fn of_examples() -> Self {
+        let registry = Self::start();
+        registry.copy("busybox", "latest", "library/alpine", "latest");
+        for (repository, tag) in
+            [("python", "latest"), ("python", "3.13"), ("python", "3.13-alpine"), ("gcc", "14")]
+        {
+            registry.copy("python", "3", &format!("library/{repository}"), tag);
+        }
+        registry
+    }
+
+    /// The same image under another name.
+    #[track_caller]
+    fn copy(&self, from: &str, tag: &str, to: &str, as_tag: &str) {
+        let request = self.request("GET", &format!("/v2/{from}/manifests/{tag}")).header("Accept", MANIFEST);
+        let manifest = request.send().expect(200);
+        let layers = manifest["layers"].as_array().expect("a manifest has layers");
+        for blob in layers.iter().chain([&manifest["config"]]) {
+            let digest = blob["digest"].as_str().expect("a blob has a digest");
+            let path = format!("/v2/{to}/blobs/uploads/?mount={digest}&from={from}");
+            assert_eq!(self.request("POST", &path).send().status, 201, "mount {digest}");
+        }
+        self.put_manifest(to, as_tag, MANIFEST, &manifest);
+    }
+
     #[track_caller]
     pub fn push_blobs(&self, repository: &str, image: &Image) {
         let mut done = BTreeSet::new();

@@ -1,13 +1,26 @@
 //! The document is the contract: generated from the code, kept in the repository, and tried against a
-//! running server by a property-based tester.
+//! running server by a property-based tester, by its own examples, and by clients that are made of it.
 
+mod clients;
+mod examples;
+
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use support::{Daemon, Finished, Folder, Registry, Value, sandglass, target};
 
-const KEPT: &str = include_str!("../openapi/v1.json");
-const PROBLEMS: &str = include_str!("../openapi/problems.md");
+const KEPT: &str = include_str!("../../openapi/v1.json");
+const PROBLEMS: &str = include_str!("../../openapi/problems.md");
+
+/// A program of the virtual environment in which the schemathesis is that `cargo xtask test` has installed.
+pub(crate) fn venv(program: &str) -> PathBuf {
+    let schemathesis = std::env::var_os("SANDGLASS_SCHEMATHESIS")
+        .map_or_else(|| target().join("venv/bin/schemathesis"), PathBuf::from);
+    let program = schemathesis.with_file_name(program);
+    assert!(program.exists(), "`cargo xtask test` installs {}", program.display());
+    program
+}
 
 #[test]
 fn the_document_in_the_repository_is_the_one_that_is_served() {
@@ -44,12 +57,9 @@ fn a_property_based_tester_finds_no_undocumented_answer() {
         .flag("--limits-wall-time-ms", 1000)
         .flag("--maxima-wall-time-ms", 2000)
         .start();
-    let program = std::env::var_os("SANDGLASS_SCHEMATHESIS")
-        .map_or_else(|| target().join("venv/bin/schemathesis"), Into::into);
-    assert!(program.exists(), "`cargo xtask test` installs {}", program.display());
     // It keeps notes where it is started.
     let place = Folder::new();
-    let mut command = Command::new(program);
+    let mut command = Command::new(venv("schemathesis"));
     command
         .current_dir(place.path())
         .args(["run", &daemon.url("/openapi.json"), "--seed", "20", "--max-examples", "60", "--workers", "2"])
