@@ -10,6 +10,7 @@ use run::{Limits, Maxima};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::http::proxies::Proxies;
 use crate::traces::Collector;
 
 use crate::image_settings::{self, ImageSettings};
@@ -97,6 +98,14 @@ config! {
     connections_max: usize = 4096;
     /// The longest that a request may ask to wait with `Prefer: wait=N`, in seconds
     wait_max_s: u64 = 600;
+    /// A file with the certificate for TLS, in PEM, and those that signed it behind it; empty: plain HTTP
+    tls_cert: String = String::new();
+    /// A file with the certificate's private key, in PEM; the server reads it as the user that it becomes
+    tls_key: String = String::new();
+    /// Proxies that say whose requests they pass on: networks, addresses, or `unix` for the socket's file
+    trusted_proxies: Vec<String> = Vec::new();
+    /// Where they say it: `X-Forwarded-For` or `Forwarded`
+    proxy_header: String = "X-Forwarded-For".into();
     /// Names other than `localhost` under which clients may reach the server
     allowed_hosts: Vec<String> = Vec::new();
     /// Origins of web pages that may use the server, such as `https://example.org`
@@ -185,6 +194,8 @@ impl Config {
             self.limits.memory_bytes
         );
         self.metrics_at()?;
+        self.tls_files()?;
+        self.proxies()?;
         Collector::parse(&self.traces_to)?;
         for (name, number) in [
             ("slots", self.slots),
@@ -254,6 +265,20 @@ impl Config {
             format!("metrics_listen is {:?}; it must be like 127.0.0.1:9090", self.metrics_listen)
         })?;
         Ok(Some(address))
+    }
+
+    /// Where the certificate and its key are, if TLS is spoken.
+    pub fn tls_files(&self) -> anyhow::Result<Option<(PathBuf, PathBuf)>> {
+        let (certificate, key) = (&self.tls_cert, &self.tls_key);
+        ensure!(
+            certificate.is_empty() == key.is_empty(),
+            "tls_cert is {certificate:?} and tls_key is {key:?}; TLS needs both"
+        );
+        Ok((!key.is_empty()).then(|| (certificate.into(), key.into())))
+    }
+
+    pub fn proxies(&self) -> anyhow::Result<Proxies> {
+        Proxies::parse(&self.trusted_proxies, &self.proxy_header)
     }
 
     /// Whether anything keeps strangers from running code if the server listens there.

@@ -25,4 +25,5 @@ pub mod log;
 pub mod memory;
 pub mod selftest;
 pub mod telemetry;
+pub mod tls;
 pub mod traces;

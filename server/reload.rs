@@ -9,10 +9,20 @@ use toml::{Table, Value};
 use crate::config::Config;
 use crate::http::App;
 use crate::http::create_run::Allowed;
+use crate::http::proxies::Proxies;
 use crate::log;
 
 /// Settings, and whole tables, that take effect at once; all others need a restart.
-pub const AT_ONCE: [&str; 6] = ["allow_compat", "allow_registry", "allowed_hosts", "limits", "log", "maxima"];
+pub const AT_ONCE: [&str; 8] = [
+    "allow_compat",
+    "allow_registry",
+    "allowed_hosts",
+    "limits",
+    "log",
+    "maxima",
+    "proxy_header",
+    "trusted_proxies",
+];
 
 /// How the configuration is read; the same words give the same answer only while the file stays as it is.
 pub type Read = Box<dyn Fn() -> anyhow::Result<Config> + Send + Sync>;
@@ -25,6 +35,7 @@ pub struct Live(RwLock<Arc<Settings>>);
 pub struct Settings {
     pub allowed: Allowed,
     pub allowed_hosts: Vec<String>,
+    pub proxies: Proxies,
 }
 
 impl From<&Config> for Settings {
@@ -36,6 +47,8 @@ impl From<&Config> for Settings {
                 compat: config.allow_compat,
             },
             allowed_hosts: config.allowed_hosts.clone(),
+            // Checked when it was read.
+            proxies: config.proxies().unwrap_or_default(),
         }
     }
 }
@@ -90,6 +103,7 @@ fn apply(app: &App, current: &Config, new: Config) -> Config {
     force.allow_compat = new.allow_compat;
     force.allow_registry = new.allow_registry;
     force.allowed_hosts = new.allowed_hosts;
+    (force.trusted_proxies, force.proxy_header) = (new.trusted_proxies, new.proxy_header);
     (force.limits, force.maxima, force.log) = (new.limits, new.maxima, new.log);
     force
 }

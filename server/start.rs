@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::ahead;
 use crate::config::Config;
 use crate::drain::{self, GOODBYE, Serving, StopSignal};
-use crate::http::serve::{self, Bounds, Listener};
+use crate::http::listener::Listener;
+use crate::http::serve::{self, Bounds};
 use crate::http::{App, body, docs, router};
 use crate::keys::{KeyRing, Ledger, LoginBook};
 use crate::layers::LauncherLayers;
@@ -26,6 +27,7 @@ use crate::notify;
 use crate::reload::{self, Live};
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
+use crate::tls::Tls;
 use crate::traces::{Collector, Traces};
 
 /// How long a client's key stands for its run.
@@ -60,10 +62,14 @@ pub async fn serve(
     canary: Canary,
     read: reload::Read,
 ) -> anyhow::Result<End> {
-    let address = listener.address()?;
     let apart = config.metrics_at()?.map(Listener::bind).transpose()?;
-    let app = assemble(config, launcher, hello, docker, canary).await?;
-    let handed_over = listener.handed_over;
+    let ledger = Arc::new(Ledger::open(&config.data_dir));
+    let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity, Arc::clone(&ledger)));
+    // Before any run is taken up again.
+    let tls = Tls::open(&config, Arc::clone(&telemetry))?;
+    let app = assemble(config, launcher, hello, docker, canary, ledger, telemetry).await?;
+    watch_certificate(tls.clone());
+    let (address, handed_over) = (listener.address(tls.is_some())?, listener.handed_over);
     let bounds = Bounds {
         connections_max: app.config.connections_max,
         header_timeout: Duration::from_millis(app.config.header_timeout_ms),
@@ -73,14 +79,14 @@ pub async fn serve(
     let mut stop = StopSignal::listen()?;
     tokio::spawn(reload::watch(reload::listen()?, Arc::clone(&app), read));
     let closing = CancellationToken::new();
-    let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, closing.clone()));
+    let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, tls, closing.clone()));
     let mut serving = Serving { closing, task };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
     eprintln!("listening on {address}");
     let watched = CancellationToken::new();
     if let Some(apart) = apart {
-        eprintln!("metrics on {}", apart.address()?);
-        tokio::spawn(serve::serve(apart, router::watching(&app), bounds, watched.clone()));
+        eprintln!("metrics on {}", apart.address(false)?);
+        tokio::spawn(serve::serve(apart, router::watching(&app), bounds, None, watched.clone()));
     }
     let ahead = tokio::spawn(ahead::pull(app.images.clone(), app.config.images.ahead.clone()));
     notify::ready();
@@ -119,11 +125,11 @@ async fn assemble(
     hello: Hello,
     docker: Option<PathBuf>,
     canary: Canary,
+    ledger: Arc<Ledger>,
+    telemetry: Arc<Telemetry>,
 ) -> anyhow::Result<Arc<App>> {
-    let ledger = Arc::new(Ledger::open(&config.data_dir));
     let keys = Arc::new(KeyRing::open(&config.data_dir, Arc::clone(&ledger))?);
     let logins = Arc::new(LoginBook::open(&config.data_dir)?);
-    let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity, Arc::clone(&ledger)));
     let document = docs::document();
     telemetry
         .expect_routes(docs::calls(&document).iter().map(|(path, method)| (path.as_str(), method.as_str())));
@@ -198,6 +204,16 @@ fn open_files(config: &Config) -> anyhow::Result<Files> {
         keep_for: Duration::from_secs(config.files_kept_for_s),
     };
     Files::open(settings).with_context(|| format!("open the uploaded files in {}", dir.display()))
+}
+
+/// For as long as the runtime lives: the certificate is exchanged when it is renewed.
+fn watch_certificate(tls: Option<Arc<Tls>>) {
+    let Some(tls) = tls else { return };
+    tokio::spawn(async move {
+        if let Err(error) = tls.watch().await {
+            tracing::error!(%error, "can't hear SIGHUP; a new certificate is not seen until a restart");
+        }
+    });
 }
 
 /// For as long as the runtime lives: the file with the keys is looked at, and what was used written down.

@@ -4,6 +4,7 @@
 
 mod make;
 mod queued;
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -16,6 +17,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use run::{KilledFor, Outcome, Run, Verdict};
+
+pub use self::tls::Handshake;
 
 use crate::keys::Ledger;
 use crate::leaks::Disk;
@@ -93,6 +96,7 @@ pub struct Telemetry {
     coalesced: IntCounter,
     files_bytes: IntGauge,
     batches: IntCounterVec,
+    tls: tls::TlsMetrics,
     /// What each principal has used.
     ledger: Arc<Ledger>,
 }
@@ -286,6 +290,7 @@ impl Telemetry {
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
             batches: make.counters("batches_total", "Finished batches", "result", BATCHES),
             files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
+            tls: tls::TlsMetrics::new(&make),
             registry: make.0.clone(),
             routes: OnceLock::new(),
             ledger,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::flags::ConfigFlags;
-use crate::http::serve::Listener;
+use crate::http::listener::Listener;
 use crate::privilege::Identity;
 use crate::selftest::Canary;
 use crate::{log, posture, privilege, rootless, start};

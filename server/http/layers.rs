@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::auth;
 use super::problem::{self, Problem};
+use super::serve::Peer;
 use super::{App, accept};
 use crate::telemetry::RefusedFor;
 use crate::traces::Place;
@@ -74,9 +75,12 @@ async fn trace(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let place = if app.traces.are_on() { Place::below(parent, Uuid::now_v7()) } else { None };
     let parent = parent.unwrap_or_default();
     let traced = parent.len() <= 64 && parent.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let peer = request.extensions().get::<Peer>();
+    let client = peer.map(|peer| app.settings.now().proxies.client(*peer, request.headers()));
     let span = tracing::info_span!(
         "request",
         id = %request_id(&request),
+        client = client.map(display),
         method = %request.method(),
         path = %request.uri().path(),
         traceparent = traced.then_some(parent).filter(|parent| !parent.is_empty()),

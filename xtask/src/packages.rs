@@ -21,6 +21,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "jq",
     "libc6-dev",
     "mmdebstrap",
+    "openssl",
     "podman",
     "prometheus",
     "prometheus-node-exporter",

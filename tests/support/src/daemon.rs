@@ -138,7 +138,7 @@ impl Builder {
     pub fn start(self) -> Daemon {
         let process = self.spawn();
         let address = process.wait_for_line("where it listens", START_BOUND, |line| {
-            line.strip_prefix("listening on http://")?.parse().ok()
+            line.strip_prefix("listening on ")?.split_once("://")?.1.parse().ok()
         });
         let launcher = within(Duration::from_secs(5), "a launcher below the daemon", || {
             host::children(process.pid()).first().copied()
