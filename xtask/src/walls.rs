@@ -185,7 +185,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("files", "sandglass"),
     ("batches", "sandglass"),
     ("pool", "sandglass"),
-    ("principals", "sandglass"),
     ("promises", "sandglass"),
 ];
 
