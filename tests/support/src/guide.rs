@@ -13,7 +13,7 @@ struct Example {
 }
 
 /// Runs every example of a guide, in order and in one shell each that has what those before it have set.
-/// `localhost:8080` is the daemon. In what is expected, `…` stands for anything.
+/// `localhost:8080` is the daemon. In what is expected, `…` stands for anything; empty lines at the end don't count.
 #[track_caller]
 pub fn check(daemon: &Daemon, guide: &str) {
     let examples = examples(guide);
@@ -32,7 +32,7 @@ pub fn check(daemon: &Daemon, guide: &str) {
         assert!(done.status.success(), "line {line}:\n{script}\n{printed}{}", done.stderr_text());
         if let Some(expected) = expected {
             assert!(
-                is_like(&printed, &expected),
+                is_like(printed.trim_end(), expected.trim_end()),
                 "line {line}:\n{script}\nprinted\n{printed}\nrather than\n{expected}"
             );
         }
