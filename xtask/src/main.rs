@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 const HELP: &str = "\
+cargo xtask compose   bring deploy/compose up, but for Grafana, with the image that the Dockerfile makes
 cargo xtask demo      build, start the service, show a first run, keep serving
 cargo xtask test      install what the tests need, run all of them, count
 cargo xtask test      --vm 6.1 or 6.12: the black-box suites on that kernel, under emulation
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         "bench" if rest.first().is_some_and(|word| word == "batches") => batches(&rest[1..]),
         "bench" => sandboxes::main(&rest),
         "suite" => suite::main(&rest),
+        "compose" => compose(),
         "walls" => walls::main(&rest),
         "vm" => vm::main(&rest),
         _ => {
@@ -100,6 +102,13 @@ fn ci() -> Result<ExitCode> {
         return Ok(fuzzed);
     }
     test::main(&[])
+}
+
+/// The compose files brought up for real, with the image that the Dockerfile makes.
+fn compose() -> Result<ExitCode> {
+    packages::install(packages::FOR_TESTS)?;
+    cargo::run(&["test", "--test", "compose"], &[])?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn openapi() -> Result<ExitCode> {
