@@ -6,6 +6,7 @@ mod connections;
 mod descriptors;
 mod memory;
 mod phases;
+mod run_store;
 
 use support::{Daemon, Value, json};
 
