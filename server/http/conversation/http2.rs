@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use h2::Reason;
@@ -29,6 +30,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 512 * 1024;
 
 /// What is taken from an answer before the client has taken it.
 const SEND_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a client without a request may take to agree to the end of its connection.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Conversation {
     pub(super) async fn speak_http2<S>(&self, stream: S, peer: Peer) -> anyhow::Result<()>
@@ -59,7 +63,7 @@ impl Conversation {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         // A client without a request is hung up on as early as one that does not say what it wants.
-        let (idle, over) = (self.bounds.header_timeout, self.bounds.answer_timeout);
+        let idle = self.bounds.header_timeout;
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
             () = streams.quiet(idle) => {}
@@ -68,7 +72,7 @@ impl Conversation {
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = connection => Ok(ended?),
-            () = streams.quiet(idle + over) => bail!("the client said nothing more"),
+            () = streams.quiet(idle + LAST_WORDS) => bail!("the client said nothing more"),
         }
     }
 }
