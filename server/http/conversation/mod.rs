@@ -62,14 +62,22 @@ impl Conversation {
         let stream = Impatient::new(stream, self.bounds.answer_timeout);
         let ended = match &self.tls {
             None => self.speak(stream, peer).await,
-            Some(tls) => match tls.greet(stream, self.bounds.header_timeout).await {
-                Some((stream, true)) => self.speak_http2(stream, peer).await,
-                Some((stream, false)) => self.speak(stream, peer).await,
-                None => return,
-            },
+            // Apart, as HTTP/2 is: thousands of silent connections shall not each hold room for either.
+            Some(tls) => Box::pin(self.speak_behind(tls, stream, peer)).await,
         };
         if let Err(error) = ended {
             tracing::debug!(error = format!("{error:#}"), "a connection ended early");
+        }
+    }
+
+    async fn speak_behind<S>(&self, tls: &Tls, stream: S, peer: Peer) -> anyhow::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match tls.greet(stream, self.bounds.header_timeout).await {
+            Some((stream, true)) => self.speak_http2(stream, peer).await,
+            Some((stream, false)) => self.speak(stream, peer).await,
+            None => Ok(()),
         }
     }
 
@@ -106,7 +114,8 @@ impl Conversation {
         match ended {
             Err(error) if error.is_parse_version_h2() => {
                 let parts = connection.into_parts();
-                self.speak_http2(Rewound::new(parts.read_buf, parts.io.into_inner()), peer).await
+                let stream = Rewound::new(parts.read_buf, parts.io.into_inner());
+                Box::pin(self.speak_http2(stream, peer)).await
             }
             ended => Ok(ended?),
         }
