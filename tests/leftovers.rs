@@ -26,7 +26,7 @@ fn what_a_dead_server_left_is_counted_once() {
     daemon.kill9();
     let daemon = daemon.restart();
     assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 3.0);
-    assert!(daemon.log().contains("removed what a server that died had left"), "{}", daemon.log());
+    daemon.wait_for_log("removed what a server that died had left");
     let daemon = daemon.restart();
     assert_eq!(daemon.metric("sandglass_orphans_reaped_total"), 0.0);
 }

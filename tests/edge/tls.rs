@@ -100,7 +100,7 @@ fn an_expired_certificate_is_served_with_a_warning() {
     let certificates = Certificates::new();
     certificates.make_expired("old");
     let daemon = certificates.daemon("old.pem", "server.key").start();
-    assert!(daemon.log().contains("the certificate has expired"), "{}", daemon.log());
+    daemon.wait_for_log("the certificate has expired");
     let refused = certificates.curl(&daemon, "old.pem", "/healthz", &[]);
     assert!(refused.stderr_text().contains("expired"), "{}", refused.stderr_text());
     let careless = certificates.curl(&daemon, "old.pem", "/healthz", &["--insecure"]);

@@ -63,7 +63,7 @@ fn a_full_disk_keeps_promises_from_being_made_and_room_brings_them_back() {
     within(bound, "it to be ready again", || (daemon.get("/readyz").status == 200).then_some(()));
     let after = id(&promise(&daemon, "echo after").expect(202));
     assert_eq!(daemon.wait_for_state(&after, "finished")["stdout"], "after\n");
-    assert!(daemon.log().contains("runs are remembered again"), "{}", daemon.log());
+    daemon.wait_for_log("runs are remembered again");
     // What ended meanwhile was written when there was room.
     assert_eq!(daemon.show(&before)["stdout"], "before\n");
     let ended = daemon.show(&going);

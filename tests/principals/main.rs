@@ -233,6 +233,7 @@ fn what_is_kept_of_a_key_is_not_the_key() {
     );
 
     // Who has changed what is in the log, once for each call; reading is not.
+    daemon.wait_for_log("alice DELETE");
     let log = daemon.log();
     let audit: Vec<_> = log.lines().filter(|line| line.contains("audit")).collect();
     assert_eq!(audit.len(), 3, "{audit:#?}");

@@ -218,6 +218,12 @@ impl Daemon {
         self.process.log()
     }
 
+    /// Waits for a line with this text, which comes through a pipe and so may come after an answer does.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        crate::until(&format!("{text:?} in the log"), || self.log().contains(text));
+    }
+
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
