@@ -320,6 +320,10 @@ impl Config {
         self.data_dir.join("runs")
     }
 
+    pub fn runs_file(&self) -> PathBuf {
+        self.runs_dir().join("runs.redb")
+    }
+
     pub fn drain_deadline(&self) -> Duration {
         Duration::from_millis(self.drain_deadline_ms)
     }

@@ -19,6 +19,7 @@ pub mod http;
 pub mod keys;
 
 pub mod ahead;
+pub mod backup;
 pub mod layers;
 pub mod leaks;
 pub mod log;

@@ -1,6 +1,6 @@
 //! From a listener and a launcher to a server that answers, and from a signal to its orderly end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,6 +171,7 @@ async fn assemble(
             memory: Arc::new(Semaphore::new(config.bodies_bytes_max)),
         },
         openapi: serde_json::to_vec(&document)?.into(),
+        backups: Arc::new(Semaphore::new(1)),
         config,
         engine,
         images,
@@ -228,7 +229,12 @@ fn watch_keys(keys: &Arc<KeyRing>, logins: Arc<LoginBook>, ledger: &Arc<Ledger>)
 }
 
 /// The runs that were promised, and those that have ended.
-fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
+pub fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
+    open_runs_at(config, &config.runs_file())
+}
+
+/// Those of a file that is elsewhere.
+pub fn open_runs_at(config: &Config, path: &Path) -> anyhow::Result<EmbeddedStore> {
     let keep = Keep {
         runs: config.kept_runs,
         bytes: config.kept_bytes,
@@ -236,8 +242,7 @@ fn open_runs(config: &Config) -> anyhow::Result<EmbeddedStore> {
         time: Duration::from_secs(config.kept_for_s),
         keys: KEYS_STAND_FOR,
     };
-    let path = config.runs_dir().join("runs.redb");
-    EmbeddedStore::open(&path, keep).with_context(|| format!("open {}", path.display()))
+    EmbeddedStore::open(path, keep).with_context(|| format!("open {}", path.display()))
 }
 
 /// The image store over the launcher's verbs.

@@ -2,6 +2,7 @@
 
 pub mod flags;
 
+pub mod backup;
 pub mod doctor;
 pub mod image;
 pub mod images;
@@ -44,6 +45,10 @@ pub enum Command {
     Images(images::Arguments),
     /// Make, list and take back the keys with which a server is asked
     Key(key::Arguments),
+    /// Write keys and runs of a server that is stopped into one file; one that runs answers `GET /backup`
+    Backup(backup::Arguments),
+    /// Put a backup into a data directory that has neither keys nor runs
+    Restore(backup::RestoreArguments),
     /// Say what this machine's kernel offers, what is missing and how to get it
     Doctor(doctor::Arguments),
     /// Print the OpenAPI document
@@ -72,6 +77,8 @@ impl Cli {
             Command::Pull(arguments) => pull::main(&arguments),
             Command::Images(arguments) => images::main(&arguments),
             Command::Key(arguments) => key::main(&arguments),
+            Command::Backup(arguments) => backup::main(&arguments),
+            Command::Restore(arguments) => backup::restore_main(&arguments),
             Command::Doctor(arguments) => doctor::main(&arguments),
             Command::Openapi(arguments) => openapi::main(&arguments),
         };

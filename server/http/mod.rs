@@ -25,6 +25,7 @@ pub mod images;
 
 pub mod health;
 
+pub mod backup;
 pub mod principals;
 
 mod accept;
@@ -58,6 +59,7 @@ use engine::batch::Batches;
 use engine::files::Files;
 use image::Images;
 use sandbox::protocol::Hello;
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::keys::Ledger;
@@ -86,4 +88,6 @@ pub struct App {
     pub bodies: body::BodyLimits,
     /// `openapi.json`, written once.
     pub openapi: Bytes,
+    /// One backup at a time: each takes room on the disk until it has been sent.
+    pub backups: Arc<Semaphore>,
 }

@@ -10,8 +10,8 @@ use utoipa_axum::routes;
 
 use super::docs::ApiDoc;
 use super::{
-    App, batch_events, batches, docs, events, files, health, image_upload, images, layers, principals,
-    problem, raw, runs,
+    App, backup, batch_events, batches, docs, events, files, health, image_upload, images, layers,
+    principals, problem, raw, runs,
 };
 
 /// Every documented call.
@@ -30,6 +30,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(images::list, images::pull))
         .routes(routes!(images::get, images::remove, image_upload::load))
         .routes(routes!(principals::list))
+        .routes(routes!(backup::backup))
         .routes(routes!(health::info))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

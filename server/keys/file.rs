@@ -133,7 +133,7 @@ pub(super) fn read_small(path: &Path, bytes_max: u64) -> anyhow::Result<Option<V
 }
 
 /// Does something with the folder of a data directory; others who want to wait until it is done.
-pub(super) fn locked<T>(data_dir: &Path, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub fn locked<T>(data_dir: &Path, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let folder = folder(data_dir);
     let make = || fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir);
     make().with_context(|| format!("make {}", data_dir.display()))?;

@@ -1,10 +1,12 @@
 //! What is shipped for operators, checked by the tools that read it: Prometheus, systemd, Docker's compose,
 //! Kubernetes' schemas. Nothing of it is right because it looks right.
 
+mod backup;
 mod containers;
 mod dashboard;
 mod docs;
 mod reload;
+mod restore;
 mod rules;
 mod systemd;
 mod traces;

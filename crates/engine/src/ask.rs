@@ -101,6 +101,11 @@ impl Engine {
         }
     }
 
+    /// A copy of everything that is remembered of runs and batches, as one file without a name.
+    pub async fn copy_runs(&self) -> Result<std::fs::File, StoreError> {
+        self.inner.store.copy().await
+    }
+
     /// Why runs can't be remembered any more, if so.
     pub fn store_is_broken(&self) -> Option<StoreError> {
         self.inner.store.broken()

@@ -457,6 +457,9 @@ impl RunStore for Failing {
     fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError> {
         self.store.unfinished()
     }
+    fn copy(&self) -> BoxFuture<'_, Result<std::fs::File, StoreError>> {
+        self.store.copy()
+    }
     fn broken(&self) -> Option<StoreError> {
         self.store.broken()
     }

@@ -312,3 +312,46 @@ fn a_file_of_another_format_is_refused_in_words() {
     std::fs::write(&path, "no database at all, but a file of somebody").unwrap();
     assert!(EmbeddedStore::open(&path, keep()).is_err());
 }
+
+#[tokio::test]
+async fn a_copy_is_of_one_moment_and_promises_are_written_while_it_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runs");
+    let store = EmbeddedStore::open(&path, keep()).unwrap();
+    let text = vec![b'x'; 1 << 20];
+    for _ in 0..48 {
+        store.kept(run(&text)).await.unwrap();
+    }
+    // How fast a disk is nobody knows: it is tried until a few promises were quicker than a copy.
+    for attempt in 0.. {
+        let waiting = promise(Some(key(&format!("before {attempt}"), 1)));
+        store.promise(waiting.clone()).await.unwrap();
+        let copying = store.copy();
+        tokio::pin!(copying);
+        let mut later = Vec::new();
+        let copy = loop {
+            let promise = promise(None);
+            let id = promise.run.id;
+            tokio::select! {
+                biased;
+                copy = &mut copying => break copy.unwrap(),
+                known = store.promise(promise) => assert_eq!(known.unwrap(), None),
+            }
+            later.push(id);
+        };
+        let second = folder.path().join("copy");
+        std::io::copy(&mut &copy, &mut std::fs::File::create(&second).unwrap()).unwrap();
+        let copied = EmbeddedStore::open(&second, keep()).unwrap();
+        assert_eq!(page(&copied, None, 100).runs.len(), 48);
+        let known = copied.known(&key(&format!("before {attempt}"), 1)).unwrap();
+        assert_eq!(known, Some(Known { id: waiting.run.id, same: true }));
+        let there: Vec<_> = copied.unfinished().unwrap().iter().map(|unfinished| unfinished.run.id).collect();
+        assert!(there.contains(&waiting.run.id));
+        assert!(folder.path().read_dir().unwrap().count() == 2, "a copy has no name");
+        // Had the one who writes made the copy, only what came before it would be there, and that is in it.
+        if later.iter().filter(|id| !there.contains(id)).count() > 2 {
+            return;
+        }
+        assert!(attempt < 50, "no promise is written while a copy is made");
+    }
+}

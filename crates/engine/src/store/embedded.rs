@@ -1,6 +1,7 @@
 //! Runs in one file of the server's own, with one thread that writes it. Readers see what is written and
 //! what is about to be.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -12,6 +13,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use run::{Output, Run, RunId, Stream};
 use tokio::sync::oneshot;
 
+use super::copy::{self, COPYING};
 use super::format::{self, Claim, Head, Read};
 use super::queue::{Answer, Change, Queue};
 use super::tables::{self, KEYS, OUTPUTS, PIECE_BYTES, PROMISED, RUNS, STARTED, failed, number, place};
@@ -41,7 +43,7 @@ pub(super) struct Shared {
     /// Nothing while it can't be opened.
     file: RwLock<Option<Database>>,
     /// Where it is; nowhere in memory.
-    path: Option<PathBuf>,
+    pub path: Option<PathBuf>,
     pub queue: Queue,
     pub keep: Keep,
     broken: Mutex<Option<StoreError>>,
@@ -263,6 +265,15 @@ impl RunStore for EmbeddedStore {
                 unfinished.push(Unfinished { run, spec, started_at });
             }
             Ok(unfinished)
+        })
+    }
+
+    fn copy(&self) -> BoxFuture<'_, Result<File, StoreError>> {
+        Box::pin(async move {
+            self.written(Change::Nothing).await?;
+            let shared = Arc::clone(&self.shared);
+            let copied = tokio::task::spawn_blocking(move || copy::copy(&shared)).await;
+            copied.unwrap_or_else(|error| Err(StoreError::new(COPYING, error)))
         })
     }
 

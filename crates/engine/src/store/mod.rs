@@ -6,6 +6,7 @@ pub(crate) mod embedded;
 mod batch_reader;
 mod batch_writer;
 mod batches;
+mod copy;
 mod format;
 mod queue;
 mod recover;
@@ -13,6 +14,7 @@ mod tables;
 mod writer;
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,6 +204,9 @@ pub trait RunStore: fmt::Debug + Send + Sync + 'static {
 
     /// What was promised before and not kept, in the order in which it was promised.
     fn unfinished(&self) -> Result<Vec<Unfinished>, StoreError>;
+
+    /// A copy of everything that was written or was to be, to be put in the place of the file later. It has no name.
+    fn copy(&self) -> BoxFuture<'_, Result<File, StoreError>>;
 
     /// Why nothing can be remembered any more, if so.
     fn broken(&self) -> Option<StoreError>;

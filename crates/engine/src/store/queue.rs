@@ -40,6 +40,8 @@ pub(super) enum Change {
     /// The end of a promised run, once more: it could not be written before.
     Owed(RunId),
     Batch(BatchChange),
+    /// Whoever waits for it knows that what was to be written before is.
+    Nothing(Answer<()>),
 }
 
 /// The same of batches.
@@ -66,6 +68,7 @@ impl Change {
             | Change::Finished(_, None)
             | Change::TornDown(..)
             | Change::Forget(..)
+            | Change::Nothing(_)
             | Change::Batch(
                 BatchChange::Promise(..)
                 | BatchChange::Begun(..)

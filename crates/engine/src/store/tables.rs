@@ -35,15 +35,31 @@ pub(super) const BATCHES_PROMISED: TableDefinition<'_, u128, &[u8]> =
     TableDefinition::new("batches_promised");
 /// Those of them that have begun, and when.
 pub(super) const BATCHES_BEGUN: TableDefinition<'_, u128, i64> = TableDefinition::new("batches_begun");
-const TRIAL: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("trial");
+/// What is written to find out whether anything can be.
+pub(super) const TRIAL: TableDefinition<'_, u8, &[u8]> = TableDefinition::new("trial");
 const TRIAL_BYTES: usize = 256 * 1024;
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Does the same with each table there is: they are of several types.
+macro_rules! each_table {
+    (|$table:ident| $work:expr) => {
+        each_table!(@each $table, $work; META TRIAL RUNS OUTPUTS EXPIRY PROMISED STARTED KEYS KEY_EXPIRY BATCHES
+            BATCH_RESULTS BATCH_EXPIRY BATCHES_PROMISED BATCHES_BEGUN)
+    };
+    (@each $table:ident, $work:expr; $($name:ident)+) => {{
+        $(
+            let $table = super::tables::$name;
+            $work;
+        )+
+    }};
+}
+pub(super) use each_table;
 
 /// How much of an output one piece holds: what is read at once by who reads a part of it.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// What the database may hold of its file in memory.
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 pub(super) fn number(id: RunId) -> u128 {
     id.0.as_u128()
@@ -109,20 +125,9 @@ pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
             Some(FORMAT) => {}
             Some(found) => return Err(StoreError::new(OPENING, UnknownFormat { found })),
         }
-        // Tables are made by opening them; a reader could not.
-        change.open_table(RUNS).map_err(failed(OPENING))?;
-        change.open_table(OUTPUTS).map_err(failed(OPENING))?;
-        change.open_table(EXPIRY).map_err(failed(OPENING))?;
-        change.open_table(PROMISED).map_err(failed(OPENING))?;
-        change.open_table(STARTED).map_err(failed(OPENING))?;
-        change.open_table(KEYS).map_err(failed(OPENING))?;
-        change.open_table(KEY_EXPIRY).map_err(failed(OPENING))?;
-        change.open_table(BATCHES).map_err(failed(OPENING))?;
-        change.open_table(BATCH_RESULTS).map_err(failed(OPENING))?;
-        change.open_table(BATCH_EXPIRY).map_err(failed(OPENING))?;
-        change.open_table(BATCHES_PROMISED).map_err(failed(OPENING))?;
-        change.open_table(BATCHES_BEGUN).map_err(failed(OPENING))?;
     }
+    // Tables are made by opening them; a reader could not.
+    each_table!(|table| drop(change.open_table(table).map_err(failed(OPENING))?));
     change.commit().map_err(failed(OPENING))?;
     Ok(database)
 }

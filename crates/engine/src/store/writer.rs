@@ -198,6 +198,10 @@ impl<'t> Tables<'t> {
                 self.forget(number(id))
             }
             Change::Batch(change) => self.apply_to_batch(change, told),
+            Change::Nothing(answer) => {
+                told.push(tell(answer, ()));
+                Ok(())
+            }
         }
     }
 
