@@ -7,6 +7,8 @@ use anyhow::ensure;
 use image::{Budget, Mirror};
 use serde::{Deserialize, Serialize};
 
+use crate::leaks::Disk;
+
 /// What part of its disk the store may fill where nobody has said how much.
 const HIGH_PART: u64 = 4;
 const HIGH_PARTS: u64 = 5;
@@ -15,6 +17,8 @@ const LOW_PARTS: u64 = 10;
 /// And what part of the disk stays free.
 const FREE_PARTS: u64 = 20;
 const FREE_MOST_BYTES: u64 = 1 << 30;
+/// And how many more files it always takes.
+const FREE_MOST_INODES: u64 = 100_000;
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
@@ -44,6 +48,8 @@ settings! {
     low_bytes: u64 = 0;
     /// They are also collected when the file system has less room than this, in bytes; 0: a twentieth of it, or 1 GiB if that is less
     free_bytes: u64 = 0;
+    /// They are also collected when the file system takes fewer more files than this; 0: a twentieth of those that it can have, or 100,000 if that is less
+    free_inodes: u64 = 0;
     /// How long a tag is taken to mean what it meant when its registry was last asked, in seconds; then the next run that says `missing` has it asked again, without waiting for it; 0: until somebody says `always`
     tag_life_s: u64 = 0;
     /// How long a registry's word holds that a principal may have an image that it has pulled with its own login, in seconds; then the next run has it asked again
@@ -85,15 +91,20 @@ impl ImageSettings {
 
     /// The marks, on the disk that the store is on.
     pub fn budget(&self, data_dir: &Path) -> Budget {
-        let stat = nix::sys::statvfs::statvfs(data_dir);
-        let disk = stat.map_or(u64::MAX, |stat| stat.blocks().saturating_mul(stat.fragment_size()));
+        let stat = Disk::below(data_dir);
+        let disk = stat.map_or(u64::MAX, |disk| disk.bytes);
         let part = disk / HIGH_PARTS * HIGH_PART;
         let high_bytes = if self.high_bytes == 0 { part } else { self.high_bytes };
         let low_bytes =
             if self.low_bytes == 0 { high_bytes - high_bytes / LOW_PARTS } else { self.low_bytes };
         let free_bytes =
             if self.free_bytes == 0 { FREE_MOST_BYTES.min(disk / FREE_PARTS) } else { self.free_bytes };
-        Budget { high_bytes, low_bytes: low_bytes.min(high_bytes), free_bytes }
+        let inodes = stat.map_or(0, |disk| disk.inodes);
+        let free_inodes = match self.free_inodes {
+            0 => FREE_MOST_INODES.min(inodes / FREE_PARTS),
+            set => set,
+        };
+        Budget { high_bytes, low_bytes: low_bytes.min(high_bytes), free_bytes, free_inodes }
     }
 }
 

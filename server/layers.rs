@@ -6,13 +6,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use image::{BoxFuture, Commit, Deleting, LayerStore, Unpacked, Unpacking};
+use bytes::{Bytes, BytesMut};
+use image::{BoxFuture, Commit, Deleting, LayerStore, Packing, Unpacked, Unpacking};
 use sandbox::client::{self, Launcher};
 use sandbox::protocol::{Event, Order};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+
+use crate::leaks::Disk;
+
+/// How much of an archive is read at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// The layer store behind the launcher.
 #[derive(Clone, Debug)]
@@ -60,6 +65,20 @@ impl LayerStore for LauncherLayers {
         })
     }
 
+    fn pack<'a>(
+        &'a self,
+        layer: &'a str,
+        job: &'a unpack::PackJob,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Packing>>> {
+        Box::pin(async move {
+            let job = serde_json::to_string(job)?;
+            let client::Packing { control, output } =
+                self.request(|launcher| launcher.pack(layer, &job)).await?;
+            let output = pipe::Receiver::from_owned_fd(output)?;
+            Ok(Box::new(PackedLayer { control: Control::new(control)?, output }) as Box<dyn Packing>)
+        })
+    }
+
     fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
         Box::pin(async move {
             self.launcher.note_removal();
@@ -74,8 +93,11 @@ impl LayerStore for LauncherLayers {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.data_dir).ok()?;
-        Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+        Disk::below(&self.data_dir).map(|disk| disk.free_bytes)
+    }
+
+    fn free_inodes(&self) -> Option<u64> {
+        Disk::below(&self.data_dir).filter(|disk| disk.inodes > 0).map(|disk| disk.free_inodes)
     }
 }
 
@@ -118,16 +140,54 @@ struct UnpackedLayer {
     control: Control,
 }
 
+impl UnpackedLayer {
+    async fn obey(&self, order: Order) -> io::Result<()> {
+        client::send(self.control.0.as_fd(), order)?;
+        match self.control.next().await? {
+            Event::Synced => Ok(()),
+            Event::Committed => {
+                // A sandbox that was begun with layers of these names before found none.
+                self.launcher.note_removal();
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
 impl Commit for UnpackedLayer {
+    fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(self.obey(Order::Sync))
+    }
+
+    fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(async move { self.obey(Order::Name).await })
+    }
+
     fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(async move { self.obey(Order::Commit).await })
+    }
+}
+
+/// A layer whose archive comes out of a pipe.
+struct PackedLayer {
+    control: Control,
+    output: pipe::Receiver,
+}
+
+impl Packing for PackedLayer {
+    fn read(&mut self) -> BoxFuture<'_, io::Result<Bytes>> {
         Box::pin(async move {
-            client::send(self.control.0.as_fd(), Order::Commit)?;
+            let mut bytes = BytesMut::with_capacity(PIECE_BYTES);
+            self.output.read_buf(&mut bytes).await?;
+            Ok(bytes.freeze())
+        })
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<String>> {
+        Box::pin(async move {
             match self.control.next().await? {
-                Event::Committed => {
-                    // A sandbox that was begun with layers of these names before found none.
-                    self.launcher.note_removal();
-                    Ok(())
-                }
+                Event::Packed { report } => Ok(report),
                 other => Err(unexpected(&other)),
             }
         })

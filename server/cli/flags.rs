@@ -19,6 +19,7 @@ const SHARED: &[&str] = &[
     "data_dir",
     "docker_config",
     "images.free_bytes",
+    "images.free_inodes",
     "images.high_bytes",
     "images.idle_timeout_ms",
     "images.low_bytes",

@@ -139,6 +139,7 @@ mod tests {
             (ImageError::TooLarge { reference: text(), what: text(), limit: 1 }, &problem::IMAGE_TOO_LARGE),
             (ImageError::NotPresent { reference: text() }, &problem::IMAGE_NOT_PRESENT),
             (ImageError::NoSpace { reference: text() }, &problem::STORE_FULL),
+            (ImageError::NoInodes { reference: text() }, &problem::STORE_FULL),
             (
                 ImageError::Timeout { reference: text(), limit: std::time::Duration::ZERO },
                 &problem::PULL_TIMEOUT,

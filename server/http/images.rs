@@ -65,38 +65,22 @@ pub struct ImageReply {
 
 impl From<ImageInfo> for ImageReply {
     fn from(info: ImageInfo) -> Self {
-        let ImageInfo {
-            reference,
-            owner,
-            digest,
-            platform,
-            layers,
-            compressed_bytes,
-            bytes,
-            own_bytes,
-            disk_bytes,
-            pulled_at,
-            resolved_at,
-            last_used_at,
-            in_use,
-            pinned,
-        } = info;
         Self {
-            reference,
-            principal: owner,
-            digest,
-            platform,
-            layers,
-            compressed_bytes,
-            bytes,
-            own_bytes,
-            shared_bytes: bytes.saturating_sub(own_bytes),
-            disk_bytes,
-            pulled_at,
-            resolved_at,
-            last_used_at,
-            in_use,
-            pinned,
+            reference: info.reference,
+            principal: info.owner,
+            digest: info.digest,
+            platform: info.platform,
+            layers: info.layers,
+            compressed_bytes: info.compressed_bytes,
+            bytes: info.bytes,
+            own_bytes: info.own_bytes,
+            shared_bytes: info.bytes.saturating_sub(info.own_bytes),
+            disk_bytes: info.disk_bytes,
+            pulled_at: info.pulled_at,
+            resolved_at: info.resolved_at,
+            last_used_at: info.last_used_at,
+            in_use: info.in_use,
+            pinned: info.pinned,
         }
     }
 }

@@ -50,6 +50,7 @@ pub mod proxies;
 pub mod query;
 pub mod reply;
 pub mod serve;
+mod sse;
 
 use std::sync::Arc;
 

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use support::{Daemon, Image, Layer, Liar, Registry, Response, Value, json, until};
+use support::{Daemon, Image, Layer, Liar, Registry, Request, Response, Value, json, until};
 
 /// A file that only those may read who may have the image.
-fn secret() -> Layer {
+pub(crate) fn secret() -> Layer {
     Layer::build(|tar| {
         tar.file("secret", "of alice\n");
     })
@@ -20,13 +20,17 @@ fn registry() -> Registry {
     registry
 }
 
-fn run(daemon: &Daemon, key: &str, image: &str, pull: &str) -> Response {
+pub(crate) fn ask(daemon: &Daemon, key: &str, image: &str, pull: &str) -> Request {
     let body = json!({ "image": image, "cmd": "cat", "args": ["/secret"], "pull": pull });
-    daemon.request("POST", "/runs").key(key).json(&body).send()
+    daemon.request("POST", "/runs").key(key).json(&body)
+}
+
+pub(crate) fn run(daemon: &Daemon, key: &str, image: &str, pull: &str) -> Response {
+    ask(daemon, key, image, pull).send()
 }
 
 #[track_caller]
-fn reads_the_secret(answer: &Response) {
+pub(crate) fn reads_the_secret(answer: &Response) {
     let run = answer.expect(200);
     assert_eq!((&run["outcome"], &run["stdout"]), (&json!("exited"), &json!("of alice\n")), "{run:#}");
 }

@@ -1,6 +1,7 @@
 //! Who may ask, for what, and that nobody sees what is somebody else's.
 
 mod images;
+mod together;
 
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;

@@ -144,6 +144,25 @@ fn a_disk_that_is_full_is_said_hurts_no_run_and_gives_back_what_the_pull_took() 
 }
 
 #[test]
+fn a_disk_that_takes_no_more_files_is_said_and_hurts_nothing_else() {
+    let registry = Registry::start();
+    let files = Layer::build(|tar| {
+        for at in 0..3000 {
+            tar.file(&format!("files/{at}"), "x");
+        }
+    });
+    registry.push("files", "1", &Image::busybox().layer(files));
+    registry.push("other", "1", &Image::busybox().layer(noisy_layer("other", 1 << 20)));
+    let daemon = Daemon::builder().registry(&registry).on_disk_of(64 << 20).with_inodes(2000).start();
+    let problem = daemon.post("/runs", &run(&registry.image("files:1"), "true")).problem(503, "store-full");
+    assert!(problem["detail"].as_str().expect("words").contains("no inode left"), "{problem:#}");
+    within(Duration::from_secs(20), "a store without leftovers", || strays(&daemon).is_empty().then_some(()));
+    assert_eq!(images(&daemon), 0);
+    let other = daemon.run(&run(&registry.image("other:1"), "wc -c < /other"));
+    assert_eq!(other["stdout"], format!("{}\n", 1 << 20), "{other:#}");
+}
+
+#[test]
 fn a_connection_that_breaks_is_taken_up_where_it_broke() {
     let registry = Registry::start();
     registry.push("large", "1", &Image::busybox().layer(noisy_layer("large", 20 << 20)));

@@ -17,7 +17,7 @@ use support::{Daemon, Finished, Folder, Image, Layer, Registry, Value, json, too
 const LIST: &str = include_str!("list_tree.py");
 const SPECIAL_BITS: u64 = 0o6000;
 
-type Tree = BTreeMap<String, Value>;
+pub(crate) type Tree = BTreeMap<String, Value>;
 
 /// What a shell's script says, which sees `$1`, `$2`… and has mounts of its own.
 fn script(script: &str, words: &[&Path]) -> String {
@@ -54,7 +54,12 @@ fn parse(line: &str) -> Value {
 fn ours(registry: &Registry, name: &str) -> Tree {
     let daemon = Daemon::with_registry(registry);
     daemon.post("/images", &json!({ "image": registry.image(name) })).expect(200);
-    let records = daemon.data_dir().join("records/images");
+    in_store(&daemon.data_dir())
+}
+
+/// The only image of a store.
+pub(crate) fn in_store(data_dir: &Path) -> Tree {
+    let records = data_dir.join("records/images");
     let record = std::fs::read_dir(records).expect("read records").flatten().next().expect("a record");
     let record = std::fs::read_to_string(record.path()).expect("read a record");
     let layers: Vec<String> = parse(&record)["layers"]
@@ -65,7 +70,7 @@ fn ours(registry: &Registry, name: &str) -> Tree {
         .collect();
     // Mounted by number: names of layers are long, and the options of a mount short.
     let folder = Folder::new();
-    let (list, store) = (folder.join("list.py"), daemon.data_dir().join("layers"));
+    let (list, store) = (folder.join("list.py"), data_dir.join("layers"));
     std::fs::write(&list, LIST).expect("write a script");
     std::fs::create_dir(folder.join("empty")).expect("make a folder");
     let mut lower = Vec::new();
@@ -92,18 +97,27 @@ fn umoci(registry: &Registry, name: &str) -> Tree {
 }
 
 fn podman(registry: &Registry, name: &str) -> Tree {
+    let image = registry.image(name);
+    in_podman(&format!("p pull --quiet --tls-verify=false {image}"), &image, &[])
+}
+
+/// What `p`, podman with a store of its own, has of an image that it gets with this script and these words.
+pub(crate) fn in_podman(get: &str, image: &str, words: &[&Path]) -> Tree {
     let folder = Folder::new();
     std::fs::write(folder.join("list.py"), LIST).expect("write a script");
-    let image = registry.image(name);
-    let pull = format!(
+    let list = format!(
         "cd \"$1\"; p() {{ podman --root \"$PWD/root\" --runroot \"$PWD/run\" --storage-driver overlay \"$@\"; }}; \
-         p pull --quiet --tls-verify=false {image} >&2; python3 list.py \"$(p image mount {image})\""
+         {get} >&2; python3 list.py \"$(p image mount {image})\""
     );
-    read(&script(&pull, &[folder.path()]))
+    read(&script(&list, &[&[folder.path()], words].concat()))
 }
 
 /// What differs, a line each, beside what `may_differ` allows: by path and by field.
-fn differences(ours: &Tree, theirs: &Tree, may_differ: impl Fn(&str, &str) -> bool) -> Vec<String> {
+pub(crate) fn differences(
+    ours: &Tree,
+    theirs: &Tree,
+    may_differ: impl Fn(&str, &str) -> bool,
+) -> Vec<String> {
     let mut found = Vec::new();
     for path in ours.keys().chain(theirs.keys()) {
         match (ours.get(path), theirs.get(path)) {
@@ -135,7 +149,7 @@ fn differences(ours: &Tree, theirs: &Tree, may_differ: impl Fn(&str, &str) -> bo
 }
 
 #[track_caller]
-fn assert_same(what: &str, found: &[String]) {
+pub(crate) fn assert_same(what: &str, found: &[String]) {
     let shown: Vec<_> = found.iter().take(40).map(String::as_str).collect();
     assert!(found.is_empty(), "{what}: {} differences\n{}", found.len(), shown.join("\n"));
 }
@@ -151,7 +165,7 @@ fn an_image_of_debian_s_packages_is_what_umoci_and_podman_make_of_it() {
 }
 
 /// Everything that a layer can do to those below it.
-fn stacked() -> Image {
+pub(crate) fn stacked() -> Image {
     let owned = |tar: &mut support::image::Tar, path: &str, mode: u32, owner: (u64, u64)| {
         tar.entry(EntryType::Regular, path, mode, owner, path.as_bytes());
     };
@@ -200,20 +214,25 @@ fn layers_that_change_each_other_end_as_umoci_and_podman_have_them() {
     assert_eq!(ours["open"]["mode"], 0o1777, "described two layers below");
     assert_eq!((ours["owned"]["uid"].as_u64(), ours["owned"]["mode"].as_u64()), (Some(1000), Some(0o750)));
     assert!(!ours.contains_key("null") && ours["setuid"]["mode"] == 0o755);
-    // Directories that no layer describes are as old as the pull.
-    let undescribed = |path: &str| path.starts_with("deep/long") && !path.ends_with("file");
-    let times = |path: &str, field: &str| {
-        let changed = ["deep", "open", "owned", "link", "emptied", "kept"].contains(&path);
-        field == "mtime" && (changed || undescribed(path))
-    };
-    assert_same("umoci", &differences(&ours, &umoci(&registry, "stacked:1"), times));
+    assert_same("umoci", &differences(&ours, &umoci(&registry, "stacked:1"), retimed));
     let implied = |path: &str, field: &str| {
         let linked = ["twice", "again", "deep/once-more", "own", "own-link"].contains(&path);
-        times(path, field)
+        retimed(path, field)
             || (["open", "owned"].contains(&path) && ["mode", "uid", "gid"].contains(&field))
             || (linked && field == "mode")
     };
     assert_same("podman", &differences(&ours, &podman(&registry, "stacked:1"), implied));
+}
+
+/// What of `stacked` has other times where others unpack it.
+pub(crate) fn retimed(path: &str, field: &str) -> bool {
+    let changed = ["deep", "open", "owned", "link", "emptied", "kept"].contains(&path);
+    field == "mtime" && (changed || undescribed(path))
+}
+
+/// Directories of `stacked` that no layer describes are as old as the pull.
+pub(crate) fn undescribed(path: &str) -> bool {
+    path.starts_with("deep/long") && !path.ends_with("file")
 }
 
 /// An index in an index, the same layer twice, layers with nothing in them, and as many as there may be.

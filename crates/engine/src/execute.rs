@@ -435,7 +435,7 @@ pub fn problem_name(error: &ImageError) -> &'static str {
             | UnpackError::DiffId { .. }
             | UnpackError::Input { .. } => "bad-image",
         },
-        ImageError::NoSpace { .. } => "store-full",
+        ImageError::NoSpace { .. } | ImageError::NoInodes { .. } => "store-full",
         ImageError::BadImage { .. } => "bad-image",
         ImageError::Platform { .. } => "image-platform",
         ImageError::TooLarge { .. } => "image-too-large",

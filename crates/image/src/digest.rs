@@ -36,6 +36,10 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
+    pub(crate) fn sha256() -> Self {
+        Self::Sha256(Box::default())
+    }
+
     pub(crate) fn for_digest(digest: &str) -> Option<Self> {
         hex_of(digest)?;
         Some(match digest.split_once(':')?.0 {

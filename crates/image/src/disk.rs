@@ -1,5 +1,6 @@
 //! Records as files: one JSON file an image and one a layer, written aside, synced and renamed, so
-//! that after a crash each is there whole or not at all. One process at a time.
+//! that after a crash each is there whole or not at all. One process at a time. When what is durable is
+//! told in docs/decisions/0018.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -17,6 +18,9 @@ use crate::view::ShownTo;
 use crate::{ImageConfig, ImageError, digest};
 
 const VERSION: &str = "1";
+
+/// How a record is called that will take another's place.
+const NEXT: &str = ".json.new";
 
 /// What is known of one image under one name.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,6 +82,8 @@ pub(crate) struct KeptLayer {
     pub(crate) disk_bytes: u64,
     pub(crate) entries: u64,
     pub(crate) root_opaque: bool,
+    #[serde(default)]
+    pub(crate) root_described: bool,
     pub(crate) implicit_dirs: Vec<String>,
     pub(crate) special_dirs: Vec<DirMeta>,
     /// Who has shown that it could have the layer.
@@ -89,6 +95,11 @@ impl KeptLayer {
     /// What its going would bring.
     pub(crate) fn weight(&self) -> u64 {
         self.disk_bytes.max(self.bytes)
+    }
+
+    /// How many files would go with it, at most.
+    pub(crate) fn inodes(&self) -> u64 {
+        self.entries
     }
 }
 
@@ -145,9 +156,41 @@ impl Disk {
         remove(&self.images, &image_file(key)).map_err(|error| broken(&format!("forget image {key}"), error))
     }
 
+    /// Writes what is known of a layer that is here anew.
     pub(crate) fn write_layer(&self, record: &LayerRecord) -> Result<(), ImageError> {
         write(&self.layers, &format!("{}.json", record.name), record)
             .map_err(|error| broken(&format!("record layer {}", record.name), error))
+    }
+
+    /// Says of layers that they are on their way in, and beside that what they will be. Nothing of it is
+    /// durable before [`Disk::sync`].
+    pub(crate) fn announce(&self, layers: &[(String, KeptLayer)]) -> Result<(), ImageError> {
+        for (name, kept) in layers {
+            let write = |file: String, kept| {
+                let record = LayerRecord { name: name.clone(), kept };
+                fs::write(self.layers.join(file), serde_json::to_vec(&record)?)
+            };
+            write(format!("{name}.json"), None)
+                .and_then(|()| write(format!("{name}{NEXT}"), Some(kept.clone())))
+                .map_err(|error| broken(&format!("record layer {name}"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable whatever has been written, however many files that is.
+    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+        let synced = File::open(&self.layers).and_then(|folder| Ok(nix::unistd::syncfs(folder)?));
+        synced.map_err(|error| broken("sync records", error))
+    }
+
+    /// Says that announced layers are in.
+    pub(crate) fn settle(&self, layers: &[(String, KeptLayer)]) -> Result<(), ImageError> {
+        for (name, _) in layers {
+            let (next, file) = (format!("{name}{NEXT}"), format!("{name}.json"));
+            fs::rename(self.layers.join(next), self.layers.join(file))
+                .map_err(|error| broken(&format!("record layer {name}"), error))?;
+        }
+        sync_folder(&self.layers).map_err(|error| broken("sync records", error))
     }
 
     pub(crate) fn remove_layer(&self, name: &str) -> Result<(), ImageError> {
@@ -175,12 +218,17 @@ fn check_version(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that can't be read is removed: what it described can be had again.
+/// A file that can't be read is removed: what it described can be had again. So is one that was to take
+/// another's place and has not.
 fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, ImageError> {
     let fail = |error| broken(&format!("read {}", dir.display()), error);
     let mut records = Vec::new();
     for entry in fs::read_dir(dir).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            fs::remove_file(&path).map_err(fail)?;
+            continue;
+        }
         let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         match record {
             Some(record) => records.push(record),
@@ -203,13 +251,17 @@ fn write_bytes(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&aside, dir.join(name))?;
+    sync_folder(dir)
+}
+
+fn sync_folder(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 fn remove(dir: &Path, name: &str) -> io::Result<()> {
     match fs::remove_file(dir.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.and_then(|()| File::open(dir)?.sync_all()),
+        result => result.and_then(|()| sync_folder(dir)),
     }
 }
 
@@ -221,25 +273,28 @@ pub(crate) fn broken(doing: &str, error: io::Error) -> ImageError {
 mod tests {
     use super::*;
 
-    fn record(name: &str) -> LayerRecord {
-        LayerRecord { name: name.into(), kept: None }
+    fn layer(name: &str) -> (String, KeptLayer) {
+        (name.into(), KeptLayer { entries: 7, ..KeptLayer::default() })
     }
 
     #[test]
     fn records_survive_and_what_is_half_written_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(dir.path()).unwrap();
-        disk.write_layer(&record("a")).unwrap();
-        disk.write_layer(&record("b")).unwrap();
+        disk.announce(&[layer("a"), layer("b"), layer("on-its-way")]).unwrap();
+        disk.sync().unwrap();
+        disk.settle(&[layer("a"), layer("b")]).unwrap();
         disk.remove_layer("b").unwrap();
         disk.remove_layer("b").unwrap();
         fs::write(dir.path().join("layers/c.json"), "{").unwrap();
         fs::write(dir.path().join("layers/d.json.new"), "{").unwrap();
         drop(disk);
-        let names: Vec<_> =
-            Disk::open(dir.path()).unwrap().layers().unwrap().into_iter().map(|layer| layer.name).collect();
-        assert_eq!(names, ["a"]);
-        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 1);
+        let layers = Disk::open(dir.path()).unwrap().layers().unwrap().into_iter();
+        let mut layers: Vec<_> =
+            layers.map(|layer| (layer.name, layer.kept.map(|kept| kept.entries))).collect();
+        layers.sort();
+        assert_eq!(layers, [("a".into(), Some(7)), ("on-its-way".into(), None)]);
+        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 2);
     }
 
     #[test]

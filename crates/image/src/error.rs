@@ -33,6 +33,8 @@ pub enum ImageError {
     NotPresent { reference: String },
     #[error("there is no space left for image {reference}")]
     NoSpace { reference: String },
+    #[error("there is no inode left for image {reference}: the store's file system takes no more files")]
+    NoInodes { reference: String },
     #[error("pulling {reference} took longer than {} s", limit.as_secs())]
     Timeout { reference: String, limit: Duration },
     /// Nobody waited for the pull any more, or the server is stopping.
@@ -40,4 +42,21 @@ pub enum ImageError {
     Cancelled { reference: String },
     #[error("{doing}")]
     Store { doing: String, source: Arc<io::Error> },
+}
+
+impl ImageError {
+    /// A full disk is no fault of the store's, and it is full for whoever hears of it.
+    pub(crate) fn in_words(self, reference: &str) -> Self {
+        let reference = reference.to_owned();
+        match self {
+            Self::Store { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Self::NoSpace { reference }
+            }
+            Self::NoSpace { .. } => Self::NoSpace { reference },
+            Self::NoInodes { .. } => Self::NoInodes { reference },
+            error => error,
+        }
+    }
 }

@@ -17,6 +17,7 @@ use crate::shelf::{Shelf, Taken};
 use crate::view::{Accounts, Asker, View};
 use crate::{
     Archive, Config, ImageConfig, ImageError, LayerStore, Lease, Observer, Progress, PullResult, Rootfs,
+    Saved,
 };
 
 /// The name of the machine's own programs.
@@ -167,6 +168,19 @@ impl Images {
         Ok(loaded.iter().map(|pulled| lease(&pulled.0, Arc::clone(&pulled.1) as Arc<dyn Guard>)).collect())
     }
 
+    /// Writes images of the store into an archive that this and others can load: an OCI layout that also
+    /// has the list of `docker save`. Images that are a principal's own are not among them.
+    pub async fn save(&self, names: &[String], to: File) -> Result<Vec<Saved>, ImageError> {
+        let mut taken = Vec::new();
+        for name in names {
+            let image = Reference::parse(name)?;
+            let name = image.to_string();
+            let found = self.take_of(None, &image, &name).await?;
+            taken.push((image, found.ok_or(ImageError::NotPresent { reference: name })?));
+        }
+        self.inner.puller.save(taken, to).await
+    }
+
     /// Allows these registries only, from now on; none named means any. Images that are here stay.
     pub fn allow_registries(&self, names: &[String]) {
         self.inner.puller.registries.rules.allow(names);
@@ -201,6 +215,7 @@ impl Images {
         while self.inner.pulls.count() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        self.inner.puller.settled().await;
         self.inner.shelf.settled().await;
         let shelf = Arc::clone(&self.inner.shelf);
         let saved = off_thread(move || {
@@ -372,6 +387,8 @@ fn outcome(error: &ImageError) -> PullResult {
         ImageError::RateLimited { .. } | ImageError::Registry { .. } => PullResult::Registry,
         ImageError::Timeout { .. } => PullResult::Timeout,
         ImageError::Cancelled { .. } => PullResult::Cancelled,
-        ImageError::NoSpace { .. } | ImageError::Store { .. } => PullResult::Internal,
+        ImageError::NoSpace { .. } | ImageError::NoInodes { .. } | ImageError::Store { .. } => {
+            PullResult::Internal
+        }
     }
 }

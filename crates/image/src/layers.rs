@@ -9,9 +9,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use run::PrincipalName;
 use unpack::UnpackError;
 
 use crate::bundle::Piece;
+use crate::commit::Fresh;
 use crate::disk::{KeptLayer, broken};
 use crate::download::Download;
 use crate::manifest::Blob;
@@ -32,6 +34,33 @@ pub(crate) struct Wanted {
     pub(crate) source: Source,
 }
 
+/// A layer that is here, or will be once it is committed.
+#[derive(Clone)]
+pub(crate) struct Had {
+    pub(crate) layer: KeptLayer,
+    pub(crate) fresh: Option<Arc<Fresh>>,
+}
+
+impl Had {
+    fn kept(layer: KeptLayer) -> Self {
+        Self { layer, fresh: None }
+    }
+
+    pub(crate) fn fresh(fresh: Arc<Fresh>) -> Self {
+        Self { layer: fresh.kept.clone(), fresh: Some(fresh) }
+    }
+
+    fn is_shown_to(&self, owner: Option<&PrincipalName>) -> bool {
+        match &self.fresh {
+            Some(fresh) => fresh.is_shown_to(owner),
+            None => self.layer.shown_to.includes(owner),
+        }
+    }
+}
+
+/// The layers of an image by name.
+pub(crate) type Layers = BTreeMap<String, Had>;
+
 /// Where a layer's bytes are; a fix-up brings its own.
 #[derive(Clone)]
 pub(crate) enum Source {
@@ -40,6 +69,9 @@ pub(crate) enum Source {
     Piece(Piece),
     Bytes(Bytes),
 }
+
+/// With so few left, a layer that found no room found no inode.
+const FEW_INODES: u64 = 16;
 
 /// How much larger files are than the layers that they come in, most of the time.
 const USUAL_RATIO: u64 = 3;
@@ -57,32 +89,29 @@ impl Wanted {
 
 impl Pull {
     /// Fetches what is missing, the largest first: it takes the longest, whatever happens beside it.
-    pub(crate) async fn fetch_all(
-        &self,
-        wanted: &[Wanted],
-    ) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
+    pub(crate) async fn fetch_all(&self, wanted: &[Wanted]) -> Result<Layers, ImageError> {
         let (first, copies): (Vec<_>, Vec<_>) =
             wanted.iter().cloned().partition(|layer| !layer.name.contains('-'));
-        let mut kept = self.fetch_some(first).await?;
+        let mut had = self.fetch_some(first).await?;
         // A copy of a layer without entries would change nothing.
         let is_empty = |layer: &Wanted| {
-            let original = layer.name.split('-').next().and_then(|name| kept.get(name));
-            original.is_some_and(|original| original.entries == 0)
+            let original = layer.name.split('-').next().and_then(|name| had.get(name));
+            original.is_some_and(|original| original.layer.entries == 0)
         };
         let copies = copies.into_iter().filter(|layer| !is_empty(layer)).collect();
         let more = self.fetch_some(copies).await?;
-        kept.extend(more);
+        had.extend(more);
         let limits = &self.puller.config.limits;
-        if kept.values().map(|layer| layer.bytes).sum::<u64>() > limits.image_bytes {
+        if had.values().map(|had| had.layer.bytes).sum::<u64>() > limits.image_bytes {
             return Err(self.too_large("bytes", limits.image_bytes));
         }
-        if kept.values().map(|layer| layer.entries).sum::<u64>() > limits.entries {
+        if had.values().map(|had| had.layer.entries).sum::<u64>() > limits.entries {
             return Err(self.too_large("entries", limits.entries));
         }
-        Ok(kept)
+        Ok(had)
     }
 
-    async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<BTreeMap<String, KeptLayer>, ImageError> {
+    async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<Layers, ImageError> {
         wanted.sort_by_key(|layer| match &layer.source {
             Source::Registry(blob) => Reverse(blob.size),
             Source::Piece(piece) => Reverse(piece.size),
@@ -96,69 +125,76 @@ impl Pull {
         stream::iter(wanted).map(fetch).buffer_unordered(parallel).try_collect().await
     }
 
-    /// A layer, from here or from wherever it is. The caller holds it.
-    pub(crate) async fn fetch(&self, layer: Wanted) -> Result<KeptLayer, ImageError> {
-        let owner = self.view.owner.as_ref();
-        let mut brought = false;
+    /// A layer, from here or from wherever it is. The caller holds it. Whoever has not shown yet that it could
+    /// have the layer does so by having it unpacked, and whoever shares that has the same name and asks the same
+    /// registry: nobody waits for what another's may never send.
+    pub(crate) async fn fetch(&self, layer: Wanted) -> Result<Had, ImageError> {
+        let flight = format!("{} from {}", self.view.key(&layer.name), self.image.registry);
         loop {
-            let here = self.puller.shelf.layer(&layer.name).await;
-            let flight = match here {
-                Some(kept) if kept.shown_to.includes(owner) || !walls::stands("shown_layers") => {
-                    self.board.layer(layer.at, if brought { LayerState::Done } else { LayerState::Shared });
-                    return Ok(kept);
-                }
-                // It was brought, and is gone although it is held.
-                None if brought => return Err(ImageError::Cancelled { reference: self.name() }),
-                Some(_) => self.view.key(&format!("{} shown", layer.name)),
-                None => layer.name.clone(),
-            };
-            let (pull, is_here) = (self.clone(), flight != layer.name);
+            if let Some(had) = self.find_shown(&layer.name).await {
+                self.board.layer(layer.at, LayerState::Shared);
+                return Ok(had);
+            }
+            let pull = self.clone();
             let mut seat = self.puller.layers.join(&flight, |()| {
                 let layer = layer.clone();
-                async move { if is_here { pull.show(&layer).await } else { pull.bring(&layer).await } }
+                async move { pull.bring(&layer).await }
             });
             match seat.result().await {
-                // Another image's registry failed us; ours may not.
+                Some(Ok(had)) => {
+                    let state = if seat.leads { LayerState::Done } else { LayerState::Shared };
+                    self.board.layer(layer.at, state);
+                    return Ok(had);
+                }
+                // Another image failed, or was given up; ours may not be.
                 Some(Err(_)) | None if !seat.leads => {}
                 Some(Err(error)) => return Err(error),
                 None => return Err(ImageError::Cancelled { reference: self.name() }),
-                Some(Ok(())) => brought = seat.leads,
             }
         }
     }
 
-    /// Downloads and unpacks one layer in one pass.
-    async fn bring(&self, layer: &Wanted) -> Result<(), ImageError> {
+    /// A layer that is on the shelf, or that somebody has unpacked and not kept yet.
+    pub(crate) async fn find(&self, name: &str) -> Option<Had> {
+        if let Some(kept) = self.puller.shelf.layer(name).await {
+            return Some(Had::kept(kept));
+        }
+        self.puller.waiting.get(name).map(Had::fresh)
+    }
+
+    /// The same, if whom this pull is for has shown that it could have it.
+    async fn find_shown(&self, name: &str) -> Option<Had> {
+        let had = self.find(name).await?;
+        let is_shown = had.is_shown_to(self.view.owner.as_ref()) || !walls::stands("shown_layers");
+        is_shown.then_some(had)
+    }
+
+    /// Downloads and unpacks one layer in one pass. One that is here for others is fetched like any other, since
+    /// whoever has its bytes may have its tree, and a hash is not its bytes; what comes of that is dropped.
+    async fn bring(&self, layer: &Wanted) -> Result<Had, ImageError> {
         let puller = &self.puller;
         let _permit = puller.downloads.acquire().await.expect("it is never closed");
+        // Somebody may have been done with it just before this began.
+        if let Some(had) = self.find_shown(&layer.name).await {
+            return Ok(had);
+        }
         let begun = Instant::now();
-        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
-        off_thread(move || shelf.expect(&name)).await?;
         let (report, commit) = self.unpack_one(layer).await?;
-        commit.commit().await.map_err(|error| self.store("keep a layer", error))?;
+        puller.observer.layer_unpacked(begun.elapsed());
+        if let Some(had) = self.show_proved(&layer.name).await? {
+            return Ok(had);
+        }
         let kept = KeptLayer {
             bytes: report.file_bytes,
             disk_bytes: report.disk_bytes,
             entries: report.entries,
             root_opaque: report.root_opaque,
+            root_described: report.root_described,
             implicit_dirs: report.implicit_dirs,
             special_dirs: report.special_dirs,
             shown_to: ShownTo::one(self.view.owner.as_ref()),
         };
-        let (shelf, name) = (Arc::clone(&puller.shelf), layer.name.clone());
-        off_thread(move || shelf.keep(&name, kept)).await?;
-        puller.observer.layer_unpacked(begun.elapsed());
-        Ok(())
-    }
-
-    /// A layer that is here for others: whoever has its bytes may have its tree, and a hash is not its bytes. They
-    /// are fetched and unpacked like any other's, and what comes of that is dropped.
-    async fn show(&self, layer: &Wanted) -> Result<(), ImageError> {
-        let _permit = self.puller.downloads.acquire().await.expect("it is never closed");
-        self.unpack_one(layer).await?;
-        let (shelf, name, owner) =
-            (Arc::clone(&self.puller.shelf), layer.name.clone(), self.view.owner.clone());
-        off_thread(move || shelf.show(&name, owner.as_ref())).await
+        self.set_aside(&layer.name, kept, commit).await.map(Had::fresh)
     }
 
     /// Nothing is kept before the commit.
@@ -229,18 +265,26 @@ impl Pull {
         Ok(true)
     }
 
-    fn store(&self, doing: &str, error: io::Error) -> ImageError {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                ImageError::NoSpace { reference: self.name() }
-            }
-            _ => broken(doing, error),
+    pub(crate) fn store(&self, doing: &str, error: io::Error) -> ImageError {
+        match broken(doing, error).in_words(&self.name()) {
+            ImageError::NoSpace { .. } => self.full(),
+            error => error,
+        }
+    }
+
+    /// To be asked while what there was no room for is still there.
+    fn full(&self) -> ImageError {
+        let reference = self.name();
+        if self.puller.shelf.store.free_inodes().is_some_and(|free| free < FEW_INODES) {
+            ImageError::NoInodes { reference }
+        } else {
+            ImageError::NoSpace { reference }
         }
     }
 
     fn unpack(&self, layer: &Wanted, error: UnpackError) -> ImageError {
         match error {
-            UnpackError::NoSpace => ImageError::NoSpace { reference: self.name() },
+            UnpackError::NoSpace => self.full(),
             UnpackError::TooLarge { what, limit } => self.too_large(&what, limit),
             error => {
                 let source = Box::new(error);

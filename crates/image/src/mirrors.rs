@@ -52,6 +52,12 @@ impl Mirror {
 #[derive(Clone, Debug)]
 pub(crate) struct FromMirror(pub(crate) String);
 
+impl FromMirror {
+    pub(crate) fn of(response: &reqwest::Response) -> Option<Self> {
+        response.extensions().get().cloned()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Mirrors {
     all: Vec<Mirror>,

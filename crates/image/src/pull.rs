@@ -1,32 +1,26 @@
 //! Pulling one image, start to finish: name → manifest → config → layers → record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use reqwest::Method;
-use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
 
 use crate::board::Board;
+use crate::commit::{MOST_WAITING, Waiting};
 use crate::digest;
-use crate::disk::{ImageRecord, KeptLayer, broken};
+use crate::disk::{ImageRecord, broken};
 use crate::download::Download;
 use crate::fixup;
 use crate::flight::Flights;
-use crate::layers::{Source, Wanted};
-use crate::manifest::{self, BadConfig, Blob, Described, Document};
+use crate::layers::{Had, Layers, Source, Wanted};
+use crate::manifest::{self, BadConfig, Blob, Described};
 use crate::reference::Reference;
-use crate::registry::{Ask, Registries};
-use crate::retry::Failure;
+use crate::registry::Registries;
 use crate::shelf::{Hold, Shelf, Taken};
 use crate::view::View;
 use crate::{Config, ImageError, Observer, Progress};
-
-/// An index may lead to an index, and that one to an image.
-const MOST_INDEXES: usize = 2;
-const HEADER_DIGEST: &str = "docker-content-digest";
 
 pub(crate) struct Puller {
     pub(crate) config: Config,
@@ -34,8 +28,12 @@ pub(crate) struct Puller {
     /// As everybody sees them.
     pub(crate) registries: Arc<Registries>,
     pub(crate) observer: Arc<dyn Observer>,
-    pub(crate) layers: Flights<Result<(), ImageError>>,
+    pub(crate) layers: Flights<Result<Had, ImageError>>,
     pub(crate) downloads: Semaphore,
+    pub(crate) waiting: Waiting,
+    pub(crate) may_wait: Arc<Semaphore>,
+    /// Held while layers are kept: the disk is synced for one after the other.
+    pub(crate) committing: tokio::sync::Mutex<()>,
 }
 
 /// What all who waited for a pull get.
@@ -66,7 +64,9 @@ impl Puller {
         // Who gives up a pull has waited long enough already.
         let layers = Flights::new(std::time::Duration::ZERO);
         let downloads = Semaphore::new(config.parallel_downloads.max(1));
-        Self { config, shelf, registries, observer, layers, downloads }
+        let may_wait = Arc::new(Semaphore::new(MOST_WAITING));
+        let (waiting, committing) = (Waiting::default(), tokio::sync::Mutex::default());
+        Self { config, shelf, registries, observer, layers, downloads, waiting, may_wait, committing }
     }
 
     /// Whether a registry may be asked at all: known before anything is sent.
@@ -76,6 +76,11 @@ impl Puller {
 
     pub(crate) fn stop(&self) {
         self.layers.stop();
+    }
+
+    /// Until nothing is being kept.
+    pub(crate) async fn settled(&self) {
+        drop(self.committing.lock().await);
     }
 
     pub(crate) async fn pull(
@@ -130,8 +135,8 @@ impl Puller {
 impl Pull {
     /// Where the disk is full all the same, everything that nobody needs goes, and there is one more try.
     async fn run_with_room(&self) -> Result<Pulled, ImageError> {
-        match self.run().await {
-            Err(error @ ImageError::NoSpace { .. }) => {
+        match self.run().await.map_err(|error| error.in_words(&self.name())) {
+            Err(error @ (ImageError::NoSpace { .. } | ImageError::NoInodes { .. })) => {
                 let (shelf, observer) = (Arc::clone(&self.puller.shelf), Arc::clone(&self.puller.observer));
                 let gone = off_thread(move || Ok(shelf.collect_all(|why| observer.image_removed(why))));
                 if gone.await? == 0 {
@@ -199,9 +204,11 @@ impl Pull {
         let wanted = self.wanted(layers, &described.diff_ids)?;
         let _hold = shelf.hold(wanted.iter().map(|layer| layer.name.clone()).collect());
         self.make_room(&wanted).await?;
-        let kept = self.fetch_all(&wanted).await?;
+        let mut had = self.fetch_all(&wanted).await?;
         self.board.say(Progress::Committing);
-        let (names, _fixup) = self.stack(&wanted, &kept).await?;
+        let bytes = had.values().map(|had| had.layer.bytes).sum();
+        let (names, _fixup) = self.stack(&wanted, &mut had).await?;
+        self.commit(had.into_values().filter_map(|had| had.fresh).collect()).await?;
         let now = Timestamp::now();
         let record = ImageRecord {
             reference: self.name(),
@@ -212,7 +219,7 @@ impl Pull {
             config: described.config,
             layers: names,
             compressed_bytes,
-            bytes: kept.values().map(|layer| layer.bytes).sum(),
+            bytes,
             pulled_at: now,
             last_used_at: now,
             resolved_at,
@@ -227,81 +234,6 @@ impl Pull {
     fn ready(&self, record: ImageRecord, hold: Hold) -> Pulled {
         self.board.say(Progress::Ready { digest: record.digest.clone() });
         Arc::new((record, Arc::new(hold)))
-    }
-
-    /// What the name leads to now, if the registry says so without sending it.
-    async fn resolve(&self) -> Result<Option<String>, ImageError> {
-        if let Some(digest) = &self.image.digest {
-            return Ok(Some(digest.clone()));
-        }
-        match self.head(self.image.wanted()).await {
-            Ok(response) => Ok(header(&response, HEADER_DIGEST).filter(|digest| digest::is_digest(digest))),
-            // Not every registry knows HEAD; what is wrong besides that, GET will tell.
-            Err(ImageError::Registry { .. } | ImageError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn head(&self, wanted: &str) -> Result<reqwest::Response, ImageError> {
-        let ask = self.ask(Method::HEAD, wanted);
-        let registries = &self.view.registries;
-        registries.retrying(&self.image.registry, || registries.send(&ask)).await
-    }
-
-    /// The manifest for this machine, its digest, and the digest of what led there.
-    async fn manifest(
-        &self,
-        resolved: Option<String>,
-    ) -> Result<(String, String, Box<oci_client::manifest::OciImageManifest>), ImageError> {
-        let mut wanted = resolved.unwrap_or_else(|| self.image.wanted().to_owned());
-        let mut top = None;
-        for _ in 0..=MOST_INDEXES {
-            let (digest, document) = self.document(&wanted).await?;
-            let top = top.get_or_insert_with(|| digest.clone());
-            match document {
-                Document::Image(manifest) => return Ok((top.clone(), digest, manifest)),
-                Document::Index(index) => {
-                    let chosen = manifest::choose(&index, &self.puller.config.platform);
-                    let entry = chosen.map_err(|available| self.platform(available))?;
-                    if !digest::is_digest(&entry.digest) {
-                        return Err(self.bad("its index names a manifest that can't be".into()));
-                    }
-                    wanted.clone_from(&entry.digest);
-                }
-            }
-        }
-        Err(self.bad("its indexes lead to indexes without end".into()))
-    }
-
-    async fn document(&self, wanted: &str) -> Result<(String, Document), ImageError> {
-        let registries = &self.view.registries;
-        let ask = self.ask(Method::GET, wanted);
-        let (said, kind, body) =
-            registries.retrying(&self.image.registry, || self.get_document(&ask)).await?;
-        let expected = if digest::is_digest(wanted) { Some(wanted.to_owned()) } else { said };
-        let digest = match expected {
-            None => digest::sha256(&body),
-            Some(digest) if digest::matches(&digest, &body) || !walls::stands("manifest_digest") => digest,
-            Some(digest) => {
-                return Err(
-                    self.bad(format!("its manifest has other bytes than its digest {digest:.100} says"))
-                );
-            }
-        };
-        let document = manifest::read(&body, kind.as_deref()).map_err(|reason| self.bad(reason))?;
-        Ok((digest, document))
-    }
-
-    /// What the registry calls it, of which kind it says it is, and its bytes.
-    async fn get_document(
-        &self,
-        ask: &Ask<'_>,
-    ) -> Result<(Option<String>, Option<String>, Vec<u8>), Failure> {
-        let limit = self.puller.config.limits.manifest_bytes;
-        let response = self.view.registries.send(ask).await?;
-        let (said, kind) = (header(&response, HEADER_DIGEST), header(&response, CONTENT_TYPE.as_str()));
-        let body = self.view.registries.read(&self.image, response, limit, "bytes in its manifest").await?;
-        Ok((said, kind, body))
     }
 
     pub(crate) fn described(&self, bytes: &[u8]) -> Result<Described, ImageError> {
@@ -342,12 +274,14 @@ impl Pull {
     async fn stack(
         &self,
         wanted: &[Wanted],
-        kept: &BTreeMap<String, KeptLayer>,
+        had: &mut Layers,
     ) -> Result<(Vec<String>, Option<Hold>), ImageError> {
         let mut names = Vec::new();
         let mut layers = Vec::new();
         for Wanted { name, .. } in wanted.iter().rev() {
-            let Some(layer) = kept.get(name).filter(|layer| layer.entries > 0) else { continue };
+            let Some(layer) = had.get(name).map(|had| &had.layer).filter(|layer| layer.entries > 0) else {
+                continue;
+            };
             names.push(name.clone());
             layers.push(layer.clone());
             if layer.root_opaque {
@@ -359,19 +293,10 @@ impl Pull {
         let name = digest::hex_of(&diff_id).expect("it is a digest").to_owned();
         let hold = self.puller.shelf.hold(vec![name.clone()]);
         let at = wanted.len();
-        self.fetch(Wanted { at, name: name.clone(), diff_id, source: Source::Bytes(archive.into()) }).await?;
+        let wanted = Wanted { at, name: name.clone(), diff_id, source: Source::Bytes(archive.into()) };
+        had.insert(name.clone(), self.fetch(wanted).await?);
         names.insert(0, name);
         Ok((names, Some(hold)))
-    }
-
-    fn ask(&self, method: Method, wanted: &str) -> Ask<'_> {
-        Ask {
-            image: &self.image,
-            method,
-            path: format!("manifests/{wanted}"),
-            accept: Some(manifest::ACCEPT),
-            from_byte: 0,
-        }
     }
 
     pub(crate) fn name(&self) -> String {
@@ -397,10 +322,6 @@ impl Pull {
             available,
         }
     }
-}
-
-fn header(response: &reqwest::Response, name: &str) -> Option<String> {
-    response.headers().get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// Syncing a file may take its time, and no thread of the runtime has that.

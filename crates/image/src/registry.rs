@@ -129,9 +129,13 @@ impl Registries {
 
     /// Whoever sent this has not kept what it promised: where there are others, they are asked next.
     pub(crate) fn let_down(&self, response: &Response) {
-        if let Some(FromMirror(host)) = response.extensions().get() {
-            self.mirrors.rest(host, None);
+        if let Some(mirror) = FromMirror::of(response) {
+            self.rest(&mirror);
         }
+    }
+
+    pub(crate) fn rest(&self, FromMirror(host): &FromMirror) {
+        self.mirrors.rest(host, None);
     }
 
     async fn send_to(&self, ask: &Ask<'_>) -> Result<Response, Failure> {

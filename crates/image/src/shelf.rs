@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
 use crate::lease::Guard;
+use crate::view::ShownTo;
 use crate::{Budget, ImageError, ImageInfo, LayerStore};
 
 /// A record says when it was last used to within this.
@@ -47,6 +48,8 @@ pub(crate) struct State {
     leaving: HashSet<String>,
     /// Bytes of files that nobody can find any more and that are being deleted.
     pub(crate) deleting_bytes: u64,
+    /// How many files that are.
+    pub(crate) deleting_inodes: u64,
 }
 
 impl State {
@@ -216,29 +219,31 @@ impl Shelf {
         self.lock().layers.get(name).is_some_and(|layer| !is_unusable(layer))
     }
 
-    /// Says that a tree may be there from now on, wanted or not.
-    pub(crate) fn expect(&self, name: &str) -> Result<(), ImageError> {
-        self.disk.write_layer(&LayerRecord { name: name.into(), kept: None })?;
-        self.lock().layers.insert(name.into(), unusable());
+    /// Says that trees may be there from now on, wanted or not.
+    pub(crate) fn announce(&self, layers: &[(String, KeptLayer)]) -> Result<(), ImageError> {
+        self.disk.announce(layers)?;
+        self.lock().layers.extend(layers.iter().map(|(name, _)| (name.clone(), unusable())));
         Ok(())
     }
 
-    /// Says that the tree is there.
-    pub(crate) fn keep(&self, name: &str, layer: KeptLayer) -> Result<(), ImageError> {
-        self.disk.write_layer(&LayerRecord { name: name.into(), kept: Some(layer.clone()) })?;
-        self.lock().layers.insert(name.into(), layer);
+    /// Says that the trees are there.
+    pub(crate) fn settle(&self, layers: Vec<(String, KeptLayer)>) -> Result<(), ImageError> {
+        self.disk.settle(&layers)?;
+        self.lock().layers.extend(layers);
         Ok(())
     }
 
-    /// Says that somebody else has shown that it could have a layer that is here.
-    pub(crate) fn show(&self, name: &str, to: Option<&PrincipalName>) -> Result<(), ImageError> {
+    /// Says that others have shown that they could have a layer that is here.
+    pub(crate) fn show(&self, name: &str, to: ShownTo) -> Result<(), ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
         let Some(mut layer) = self.lock().layers.get(name).cloned().filter(|layer| !is_unusable(layer))
         else {
             return Ok(());
         };
         layer.shown_to.add(to);
-        self.keep(name, layer)
+        self.disk.write_layer(&LayerRecord { name: name.into(), kept: Some(layer.clone()) })?;
+        self.lock().layers.insert(name.into(), layer);
+        Ok(())
     }
 
     /// Puts an image on the shelf, whose layers the caller holds.
@@ -402,8 +407,12 @@ impl Shelf {
             }
             if let Some(kept) = state.layers.remove(layer) {
                 state.leaving.insert(layer.clone());
-                state.deleting_bytes += kept.weight();
-                self.runtime.spawn(send_away(Arc::clone(self), layer.clone(), kept.weight()));
+                // What may be there or not brings nothing that could be counted on.
+                let (bytes, inodes) =
+                    if is_unusable(&kept) { (0, 0) } else { (kept.weight(), kept.inodes()) };
+                state.deleting_bytes += bytes;
+                state.deleting_inodes += inodes;
+                self.runtime.spawn(send_away(Arc::clone(self), layer.clone(), bytes, inodes));
             }
         }
     }
@@ -414,7 +423,7 @@ impl Shelf {
 }
 
 /// The record goes last: as long as the tree may be there, the next start must know of it.
-async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64) {
+async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
     let result = match shelf.store.remove(&layer).await {
         Ok(deleting) => shelf.disk.remove_layer(&layer).map(|()| deleting),
         Err(error) => Err(crate::disk::broken("remove layer", error)),
@@ -428,7 +437,11 @@ async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64) {
     if let Err(error) = result {
         tracing::warn!(layer, error = ?error, "a layer could not be removed; the next start tries again");
     }
-    shelf.lock().deleting_bytes -= bytes;
+    {
+        let mut state = shelf.lock();
+        state.deleting_bytes -= bytes;
+        state.deleting_inodes -= inodes;
+    }
     shelf.removed.notify_waiters();
 }
 

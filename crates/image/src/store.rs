@@ -7,12 +7,19 @@ pub use futures_util::future::BoxFuture;
 
 /// Keeps unpacked layers by name. A name is the hex of a diff id, perhaps with `-1`, `-2` … behind it.
 pub trait LayerStore: Send + Sync + 'static {
-    /// Starts to unpack one layer. Nothing is kept before [`Commit::commit`].
+    /// Starts to unpack one layer. Nothing is kept before [`Commit::name`].
     fn unpack<'a>(
         &'a self,
         layer: &'a str,
         job: &'a unpack::Job,
     ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>>;
+
+    /// Starts to make an archive of a layer that is there.
+    fn pack<'a>(
+        &'a self,
+        layer: &'a str,
+        job: &'a unpack::PackJob,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Packing>>>;
 
     /// Takes a layer's name away; one that is not there is no error. What comes back ends when its
     /// files are gone too, which may take its time.
@@ -20,6 +27,11 @@ pub trait LayerStore: Send + Sync + 'static {
 
     /// What the file system under the trees has left to give, where that can be said.
     fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many more files it takes; nothing where there is no bound.
+    fn free_inodes(&self) -> Option<u64> {
         None
     }
 }
@@ -37,6 +49,15 @@ pub trait Unpacking: Send {
     fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<Unpacked>>;
 }
 
+/// A layer on its way out.
+pub trait Packing: Send {
+    /// The next bytes of the archive; none once there will be no more, and [`Packing::finish`] tells why.
+    fn read(&mut self) -> BoxFuture<'_, io::Result<Bytes>>;
+
+    /// What [`unpack::pack_jailed`] returned.
+    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<String>>;
+}
+
 /// What the unpacker said, and the right to keep what it wrote.
 pub struct Unpacked {
     /// What [`unpack::jailed`] returned.
@@ -51,7 +72,15 @@ impl std::fmt::Debug for Unpacked {
     }
 }
 
+/// What becomes of layers that are unpacked. Of those that are kept together, one is asked to sync, then
+/// all but that one are named, and it is committed last.
 pub trait Commit: Send {
-    /// Makes the layer durable and gives it its name.
+    /// Makes all layers durable that have been unpacked by now, the others as well as this one.
+    fn sync(&mut self) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Gives the layer its name, once it is durable.
+    fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>>;
+
+    /// The same, and makes all names durable that have been given by now.
     fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>>;
 }

@@ -63,11 +63,11 @@ impl ShownTo {
         }
     }
 
-    pub(crate) fn add(&mut self, owner: Option<&PrincipalName>) {
-        match (self, owner) {
+    pub(crate) fn add(&mut self, more: Self) {
+        match (self, more) {
             (Self::Everybody, _) => {}
-            (only, None) => *only = Self::Everybody,
-            (Self::Only(some), Some(owner)) => drop(some.insert(owner.clone())),
+            (only, Self::Everybody) => *only = Self::Everybody,
+            (Self::Only(some), Self::Only(more)) => some.extend(more),
         }
     }
 }
@@ -187,11 +187,11 @@ mod tests {
         ] {
             assert_eq!(shown.includes(owner), included, "{shown:?} {owner:?}");
         }
-        alices.add(Some(&bob));
+        alices.add(ShownTo::one(Some(&bob)));
         assert!(alices.includes(Some(&bob)) && alices.includes(Some(&alice)) && !alices.includes(None));
-        alices.add(None);
+        alices.add(ShownTo::one(None));
         assert_eq!(alices, everybody);
-        alices.add(Some(&bob));
+        alices.add(ShownTo::one(Some(&bob)));
         assert_eq!(alices, everybody, "what is everybody's stays so");
     }
 }

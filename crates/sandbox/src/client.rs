@@ -50,6 +50,14 @@ pub struct Unpacking {
     pub input: OwnedFd,
 }
 
+/// One layer on its way out of the store.
+#[derive(Debug)]
+pub struct Packing {
+    pub control: OwnedFd,
+    /// The archive comes out here.
+    pub output: OwnedFd,
+}
+
 impl Launcher {
     /// Must be called before this process has a second thread.
     pub fn start(options: &Options) -> Result<(Self, Hello), StartError> {
@@ -94,12 +102,17 @@ impl Launcher {
     }
 
     pub fn unpack(&self, layer: &str, job: &str) -> io::Result<Unpacking> {
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        // A larger pipe saves a switch between the two sides for every 64 KiB; the kernel may refuse.
-        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(1 << 20));
+        let (read, write) = pipe()?;
         let request = Request::Unpack { layer: layer.into(), job: job.into() };
         let control = self.request(&request, &[read.as_fd()])?;
         Ok(Unpacking { control, input: write })
+    }
+
+    pub fn pack(&self, layer: &str, job: &str) -> io::Result<Packing> {
+        let (read, write) = pipe()?;
+        let request = Request::Pack { layer: layer.into(), job: job.into() };
+        let control = self.request(&request, &[write.as_fd()])?;
+        Ok(Packing { control, output: read })
     }
 
     /// How often layers were removed, or were about to be, or have come: a sandbox that was prepared before
@@ -134,6 +147,13 @@ impl Drop for Launcher {
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         let _ = self.child.wait();
     }
+}
+
+/// A larger pipe saves a switch between the two sides for every 64 KiB; the kernel may refuse.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(1 << 20));
+    Ok((read, write))
 }
 
 /// Tells a sandbox what to run, whether it is ready for it by now or not.

@@ -3,7 +3,8 @@
 //! three capabilities in a user namespace of its own, and a short list of system calls.
 //!
 //! What the jail can't do itself, marking a directory opaque for the overlay, it asks for by
-//! handing out the directory's descriptor.
+//! handing out the directory's descriptor. Making an archive of a layer again is done in the same jail, which
+//! then sees the layer read-only and asks in the same way which directories are marked.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::init::{NEW_ROOT, replace_root};
 use crate::keeper::Ground;
-use crate::launcher::UnpackFn;
+use crate::launcher::{PackFn, UnpackFn};
 use crate::protocol::{Event, Order};
 use crate::step::{At, Failure};
 use crate::{dir, fence, packet, rootfs, seccomp, store, sys};
@@ -45,17 +46,56 @@ const FIRST: i32 = 3;
 /// No jail needs more: a zstd window of 128 MiB is the largest thing it holds.
 const ADDRESS_SPACE_BYTES: u64 = 1 << 30;
 
+/// What a jail is for.
+#[derive(Clone, Copy)]
+enum Work {
+    Unpack(UnpackFn),
+    Pack(PackFn),
+}
+
+impl Work {
+    /// What the jail's tree may not be used for.
+    fn restrictions(self) -> u64 {
+        let always = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV;
+        match self {
+            Self::Unpack(_) => always,
+            Self::Pack(_) => always | sys::MOUNT_ATTR_RDONLY,
+        }
+    }
+
+    /// Does it, inside.
+    fn done(self, sync: &OwnedFd, stream: File, root: OwnedFd, job: &str) -> String {
+        match self {
+            Self::Unpack(unpack) => unpack(stream, root, job, &mut |dir| match ask(sync, dir)? {
+                true => Ok(()),
+                false => Err(io::Error::other("the directory could not be marked opaque")),
+            }),
+            Self::Pack(pack) => pack(stream, root.as_fd(), job, &mut |dir| ask(sync, dir)),
+        }
+    }
+
+    /// Answers what the jail asks about one of its directories.
+    fn opaque(self, directory: &OwnedFd, tree: &OwnedFd) -> bool {
+        match self {
+            Self::Unpack(_) => mark_opaque(directory, tree).is_ok(),
+            Self::Pack(_) => {
+                sys::get_xattr(directory.as_fd(), opaque_name()).is_some_and(|value| value == b"y")
+            }
+        }
+    }
+}
+
 /// Jail → its keeper.
 #[derive(Debug, Serialize, Deserialize)]
 enum Word {
-    /// With the directory's descriptor.
+    /// With the directory's descriptor: mark it, or say whether it is marked.
     Opaque,
     Done(String),
     Failed(run::SetupFailure),
 }
 
-/// Unpacks, waits for the order to commit, commits. Returns the exit code for the launcher.
-pub(crate) fn main(
+/// Unpacks, waits for the order to keep the layer, keeps it. Returns the exit code for the launcher.
+pub(crate) fn unpack(
     ground: &Ground,
     control: &OwnedFd,
     input: OwnedFd,
@@ -65,7 +105,9 @@ pub(crate) fn main(
 ) -> i32 {
     let name = format!("{}-{layer}", std::process::id());
     let control = control.as_fd();
-    match unpack_and_commit(ground, control, input, layer, &name, job, unpack) {
+    let kept = unpack_layer(ground, control, input, layer, &name, job, unpack)
+        .and_then(|()| keep(ground, control, &name, layer));
+    match kept {
         Ok(()) => {
             let _ = packet::send(control, &Event::Committed, &[]);
         }
@@ -78,7 +120,7 @@ pub(crate) fn main(
     0
 }
 
-fn unpack_and_commit(
+fn unpack_layer(
     ground: &Ground,
     control: BorrowedFd<'_>,
     input: OwnedFd,
@@ -89,6 +131,37 @@ fn unpack_and_commit(
 ) -> Result<(), Failure> {
     store::check_name(layer)?;
     let tree = store::begin(&ground.layers, name).at("make layer directory")?;
+    let report = in_jail(control, input, &tree, job, Work::Unpack(unpack))?;
+    packet::send(control, &Event::Unpacked { report }, &[]).at("report layer")
+}
+
+/// Makes an archive of a layer. Returns the exit code for the launcher.
+pub(crate) fn pack(
+    ground: &Ground,
+    control: &OwnedFd,
+    output: OwnedFd,
+    layer: &str,
+    job: &str,
+    pack: PackFn,
+) -> i32 {
+    let packed = store::check_name(layer).and_then(|()| {
+        let tree = dir::open_dir_beneath(&ground.layers, layer, OFlag::empty()).at("open layer")?;
+        in_jail(control.as_fd(), output, &tree, job, Work::Pack(pack))
+    });
+    let event =
+        packed.map_or_else(|failure| Event::Failed(failure.into()), |report| Event::Packed { report });
+    let _ = packet::send(control.as_fd(), &event, &[]);
+    0
+}
+
+/// Has the work done in a jail, and returns what it reports.
+fn in_jail(
+    control: BorrowedFd<'_>,
+    stream: OwnedFd,
+    tree: &OwnedFd,
+    job: &str,
+    work: Work,
+) -> Result<String, Failure> {
     let (ours, theirs) = packet::pair().at("make jail socket")?;
     let network = if walls::stands("jail_network") { libc::CLONE_NEWNET } else { 0 };
     let namespaces = libc::CLONE_NEWUSER
@@ -98,22 +171,35 @@ fn unpack_and_commit(
         | libc::CLONE_NEWUTS
         | network;
     let Some((pid, pidfd)) = sys::clone3(namespaces as u64, None).at("clone jail")? else {
-        inside(&theirs, &input, job, unpack)
+        inside(&theirs, &stream, job, work)
     };
     // The server must see when the jail has stopped reading.
-    drop((theirs, input));
-    let report = release(pid, &ours, &tree).and_then(|()| serve(&ours, &pidfd, control, &tree));
+    drop((theirs, stream));
+    let answer = |directory: &OwnedFd| work.opaque(directory, tree);
+    let report = release(pid, &ours, tree, work).and_then(|()| serve(&ours, &pidfd, control, &answer));
     let _ = sys::pidfd_kill(pidfd.as_fd());
     while let Err(Errno::EINTR) = sys::wait(Some(pid), true) {}
-    packet::send(control, &Event::Unpacked { report: report? }, &[]).at("report layer")?;
-    match packet::receive::<Order>(control).at("wait for commit")? {
-        Some((Order::Commit, _)) => store::commit(&ground.layers, name, layer).at("commit layer"),
-        _ => Err(Failure::new("wait for commit", "the layer was not wanted")),
+    report
+}
+
+/// Waits for whoever decides about the layer. Layers of one image wait for each other, and one of them
+/// is asked to sync for all.
+fn keep(ground: &Ground, control: BorrowedFd<'_>, name: &str, layer: &str) -> Result<(), Failure> {
+    loop {
+        match packet::receive::<Order>(control).at("wait for commit")? {
+            Some((Order::Sync, _)) => {
+                nix::unistd::syncfs(&ground.layers).at("sync layers")?;
+                packet::send(control, &Event::Synced, &[]).at("report layers")?;
+            }
+            Some((Order::Name, _)) => return store::name(&ground.layers, name, layer).at("name layer"),
+            Some((Order::Commit, _)) => return store::commit(&ground.layers, name, layer).at("commit layer"),
+            _ => return Err(Failure::new("wait for commit", "the layer was not wanted")),
+        }
     }
 }
 
 /// Maps every id to itself, so that files get the owners that the image says, and hands over the root.
-fn release(pid: Pid, sync: &OwnedFd, tree: &OwnedFd) -> Result<(), Failure> {
+fn release(pid: Pid, sync: &OwnedFd, tree: &OwnedFd, work: Work) -> Result<(), Failure> {
     let process = dir::open_dir(format!("/proc/{pid}").as_ref()).at("open jail's proc")?;
     for name in ["uid_map", "gid_map"] {
         let all = dir::read(&process, "../self/uid_map").ok().and_then(|map| identity_map(&map));
@@ -121,8 +207,7 @@ fn release(pid: Pid, sync: &OwnedFd, tree: &OwnedFd) -> Result<(), Failure> {
             .at("map ids of the jail")?;
     }
     let root = sys::open_tree(tree.as_fd(), c"").at("clone layer directory")?;
-    sys::mount_set(root.as_fd(), sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV, None)
-        .at("restrict layer directory")?;
+    sys::mount_set(root.as_fd(), work.restrictions(), None).at("restrict layer directory")?;
     packet::send(sync.as_fd(), &(), &[root.as_fd()]).at("release jail")
 }
 
@@ -140,7 +225,12 @@ fn identity_map(own: &str) -> Option<String> {
 }
 
 /// Serves the jail until it is done; the server's closing of the control socket ends it.
-fn serve(sync: &OwnedFd, jail: &OwnedFd, control: BorrowedFd<'_>, tree: &OwnedFd) -> Result<String, Failure> {
+fn serve(
+    sync: &OwnedFd,
+    jail: &OwnedFd,
+    control: BorrowedFd<'_>,
+    opaque: &dyn Fn(&OwnedFd) -> bool,
+) -> Result<String, Failure> {
     loop {
         let mut fds = [
             PollFd::new(sync.as_fd(), PollFlags::POLLIN),
@@ -154,8 +244,7 @@ fn serve(sync: &OwnedFd, jail: &OwnedFd, control: BorrowedFd<'_>, tree: &OwnedFd
         if fds[0].any() == Some(true) {
             match packet::receive::<Word>(sync.as_fd()).at("hear jail")? {
                 Some((Word::Opaque, fds)) => {
-                    let marked = fds.first().is_some_and(|fd| mark_opaque(fd, tree).is_ok());
-                    packet::send(sync.as_fd(), &marked, &[]).at("answer jail")?;
+                    packet::send(sync.as_fd(), &fds.first().is_some_and(opaque), &[]).at("answer jail")?;
                 }
                 Some((Word::Done(report), _)) => return Ok(report),
                 Some((Word::Failed(failure), _)) => {
@@ -187,17 +276,14 @@ pub(crate) fn mark_opaque(directory: &OwnedFd, tree: &OwnedFd) -> io::Result<()>
     Ok(sys::set_xattr(directory.as_fd(), opaque_name(), b"y")?)
 }
 
-fn inside(sync: &OwnedFd, input: &OwnedFd, job: &str, unpack: UnpackFn) -> ! {
+fn inside(sync: &OwnedFd, stream: &OwnedFd, job: &str, work: Work) -> ! {
     // What else the keeper has open, the whole store among it, is nothing for a stranger's archive.
     let kept =
-        sys::keep_descriptors(FIRST, &[sync.as_fd(), input.as_fd()], walls::stands("jail_descriptors"));
-    if let Ok([sync, input]) = kept.map_or_else(|_| Err(Vec::new()), <[OwnedFd; 2]>::try_from) {
+        sys::keep_descriptors(FIRST, &[sync.as_fd(), stream.as_fd()], walls::stands("jail_descriptors"));
+    if let Ok([sync, stream]) = kept.map_or_else(|_| Err(Vec::new()), <[OwnedFd; 2]>::try_from) {
         let word = match enter(sync.as_fd()) {
             Err(failure) => Word::Failed(failure.into()),
-            Ok(root) => {
-                let mut mark = |directory: BorrowedFd<'_>| ask_opaque(sync.as_fd(), directory);
-                Word::Done(unpack(File::from(input), root, job, &mut mark))
-            }
+            Ok(root) => Word::Done(work.done(&sync, File::from(stream), root, job)),
         };
         let _ = packet::send(sync.as_fd(), &word, &[]);
     }
@@ -205,12 +291,9 @@ fn inside(sync: &OwnedFd, input: &OwnedFd, job: &str, unpack: UnpackFn) -> ! {
     std::process::exit(0);
 }
 
-fn ask_opaque(sync: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
-    packet::send(sync, &Word::Opaque, &[directory])?;
-    match packet::receive::<bool>(sync)? {
-        Some((true, _)) => Ok(()),
-        _ => Err(io::Error::other("the directory could not be marked opaque")),
-    }
+fn ask(sync: &OwnedFd, directory: BorrowedFd<'_>) -> io::Result<bool> {
+    packet::send(sync.as_fd(), &Word::Opaque, &[directory])?;
+    Ok(packet::receive::<bool>(sync.as_fd())?.is_some_and(|(answer, _)| answer))
 }
 
 fn enter(sync: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {

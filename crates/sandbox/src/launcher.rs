@@ -30,14 +30,30 @@ pub type UnpackFn = fn(
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> String;
 
+/// Makes an archive of one layer: where it goes, the directory, what to do as JSON, and how to see
+/// whether a directory is marked opaque.
+pub type PackFn = fn(
+    output: File,
+    root: BorrowedFd<'_>,
+    job: &str,
+    is_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<bool>,
+) -> String;
+
+/// What is done with layers in a jail, by those who know how.
+#[derive(Clone, Copy, Debug)]
+pub struct Jailed {
+    pub unpack: UnpackFn,
+    pub pack: PackFn,
+}
+
 /// `sandglass-launcher serve JSON`, with the server's socket as standard input, or
 /// `sandglass-launcher run SPEC.json [LAYERS]`, which executes one spec by hand, or
 /// `sandglass-launcher time SPEC.json LAYERS RUNS SPAWNERS [EVERY_US]`, which does that over and over.
-pub fn main(unpack: UnpackFn) -> ExitCode {
+pub fn main(jailed: Jailed) -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
     match words[..] {
-        ["serve", options] => serve(options, unpack),
+        ["serve", options] => serve(options, jailed),
         ["run", spec] => crate::by_hand::run(spec, None),
         ["run", spec, layers] => crate::by_hand::run(spec, Some(layers)),
         ["time", spec, layers, ref plan @ ..] => crate::bare_loop::time(spec, layers, plan),
@@ -53,7 +69,7 @@ pub fn main(unpack: UnpackFn) -> ExitCode {
     }
 }
 
-fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
+fn serve(options: &str, jailed: Jailed) -> ExitCode {
     // Whatever the server was started with is none of ours, and less so any run's.
     let _ = sys::close_from(3);
     let socket = match take_stdin() {
@@ -74,7 +90,7 @@ fn serve(options: &str, unpack: UnpackFn) -> ExitCode {
         Ok((ground, hello, state)) => {
             let slots = BTreeSet::from_iter(0..hello.max_runs);
             let (children, deleting) = (HashMap::new(), BTreeSet::new());
-            let mut launcher = Launcher { ground, socket, unpack, slots, children, deleting };
+            let mut launcher = Launcher { ground, socket, jailed, slots, children, deleting };
             let result = launcher.greet(&hello).and_then(|()| {
                 launcher.empty_trash();
                 launcher.run()
@@ -103,7 +119,7 @@ fn take_stdin() -> io::Result<OwnedFd> {
 struct Launcher {
     ground: Ground,
     socket: OwnedFd,
-    unpack: UnpackFn,
+    jailed: Jailed,
     /// Slots whose ids nobody uses. A slot that was not left clean never comes back.
     slots: BTreeSet<u32>,
     children: HashMap<Pid, Option<u32>>,
@@ -197,7 +213,14 @@ impl Launcher {
                     answer(&Event::Failed(Failure::new("read request", "a descriptor is missing").into()));
                     return 0;
                 };
-                jail::main(&self.ground, &control, input, &layer, &job, self.unpack)
+                jail::unpack(&self.ground, &control, input, &layer, &job, self.jailed.unpack)
+            }
+            Request::Pack { layer, job } => {
+                let Some(output) = fds.next() else {
+                    answer(&Event::Failed(Failure::new("read request", "a descriptor is missing").into()));
+                    return 0;
+                };
+                jail::pack(&self.ground, &control, output, &layer, &job, self.jailed.pack)
             }
             Request::Remove { layer } => {
                 let name = match store::discard(&self.ground.layers, &layer) {

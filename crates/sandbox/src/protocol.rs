@@ -8,7 +8,8 @@
 //! | request | descriptors, in order | then, on the control socket |
 //! |---|---|---|
 //! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started` of a program that runs for a while, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
-//! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Commit`]; ← `Committed` or `Failed` |
+//! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Sync`] if this is the layer that is asked to sync for all; ← `Synced`; → [`Order::Name`] or [`Order::Commit`]; ← `Committed` or `Failed` |
+//! | `Pack` | control, output (a pipe for the archive) | ← `Packed` or `Failed` |
 //! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //!
 //! Every packet is JSON and at most [`MAX_PACKET_BYTES`] long.
@@ -30,6 +31,11 @@ pub enum Request {
     Prepare(Box<Outline>),
     /// Unpacks one layer and keeps it as `layer` once it is committed.
     Unpack {
+        layer: String,
+        job: String,
+    },
+    /// Makes an archive of a layer again.
+    Pack {
         layer: String,
         job: String,
     },
@@ -268,7 +274,11 @@ pub enum Order {
     Run,
     /// End the run; the reason is kept if it is the first.
     Kill(KilledFor),
-    /// The compressed bytes had the right digest: keep the unpacked layer.
+    /// Make durable whatever has been unpacked by now, of this layer and of all others.
+    Sync,
+    /// The layer is what it should be, and durable: give it its name.
+    Name,
+    /// The same, and make that name durable and every name that was given before.
     Commit,
 }
 
@@ -296,6 +306,11 @@ pub enum Event {
     },
     /// The jail has read the whole layer; `report` is what the unpack function returned.
     Unpacked {
+        report: String,
+    },
+    Synced,
+    /// The archive is complete, or will never be; `report` is what the pack function returned.
+    Packed {
         report: String,
     },
     Committed,

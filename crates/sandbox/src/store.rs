@@ -78,17 +78,19 @@ pub(crate) fn begin(store: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     dir::open_dir_beneath(&tmp, name, OFlag::empty())
 }
 
-/// Makes the tree durable and gives it its name. A layer that is there already is as good.
-pub(crate) fn commit(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
-    nix::unistd::syncfs(store)?;
+/// Gives a tree its name, which must be durable by now. A layer that is there already is as good.
+pub(crate) fn name(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
     let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
     match renameat2(&tmp, name, store, layer, RenameFlags::RENAME_NOREPLACE) {
         Err(Errno::EEXIST) => abort(name),
-        result => {
-            result?;
-            Ok(nix::unistd::fsync(store)?)
-        }
+        result => Ok(result?),
     }
+}
+
+/// The same, and makes every name durable that has been given.
+pub(crate) fn commit(store: &OwnedFd, tree: &str, layer: &str) -> io::Result<()> {
+    name(store, tree, layer)?;
+    Ok(nix::unistd::fsync(store)?)
 }
 
 /// Gives a frozen tree its name. It is not made durable: it does not outlive the launcher.

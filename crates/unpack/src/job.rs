@@ -73,6 +73,9 @@ pub struct Report {
     pub opaque_dirs: u64,
     /// The layer hides everything below it.
     pub root_opaque: bool,
+    /// The layer says what the root looks like.
+    #[serde(default)]
+    pub root_described: bool,
     /// Device nodes and entries of unknown kinds, none of which a sandbox needs.
     pub skipped: u64,
     /// Extended attributes that an image has no business to set.

@@ -151,6 +151,7 @@ impl Unpacker<'_> {
             squashed_owners,
             root_opaque,
         } = tree.counts;
+        let root_described = tree.dirs.iter().any(|(path, meta)| path.names().is_empty() && meta.is_some());
         let mut dirs = DirLists::default();
         tree.dirs.iter().for_each(|(path, meta)| dirs.add(path, meta.as_ref()));
         Ok(Report {
@@ -164,6 +165,7 @@ impl Unpacker<'_> {
             whiteouts,
             opaque_dirs,
             root_opaque,
+            root_described,
             skipped: self.skipped,
             dropped_xattrs,
             squashed_owners,

@@ -1,5 +1,5 @@
 //! One layer, safely: the compressed stream of a stranger becomes a tree of files below one
-//! directory. It reads a pipe and writes files; it knows no network, no registry and no other layer,
+//! directory, or such a tree an archive again. It reads a pipe and writes files; it knows no network, no registry and no other layer,
 //! and it expects to run in a jail as a single thread.
 
 mod archive;
@@ -8,6 +8,8 @@ mod error;
 mod header;
 mod job;
 mod layer;
+mod member;
+mod pack;
 mod path;
 mod pax;
 mod sparse;
@@ -24,6 +26,7 @@ pub use contents::{Content, Member, members, plain};
 pub use error::UnpackError;
 pub use job::{Compression, DirMeta, Job, Limits, Report, read_result};
 pub use layer::layer;
+pub use pack::{PackJob, Packed, pack, pack_jailed};
 
 /// Reads the job, unpacks the layer and says as JSON how it went; [`read_result`] reads that.
 pub fn jailed(

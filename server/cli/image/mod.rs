@@ -2,6 +2,7 @@
 //! than a call. `pull` and `images` are the short forms of two of them.
 
 mod load;
+mod save;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,8 @@ pub enum Command {
     Ls(images::Arguments),
     /// Take images from a file or a folder: what `docker save` writes, or an OCI layout
     Load(load::Arguments),
+    /// Write images into an archive for other machines, which `load` and other programs take
+    Save(save::Arguments),
     /// Forget images
     Rm(RmArguments),
     /// Keep images from ever being collected
@@ -56,6 +59,7 @@ pub fn main(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Pull(arguments) => pull::main(arguments),
         Command::Ls(arguments) => images::main(arguments),
         Command::Load(arguments) => load::main(arguments),
+        Command::Save(arguments) => save::main(arguments),
         Command::Rm(arguments) => {
             let owner = arguments.principal.as_deref().map(PrincipalName::parse).transpose()?;
             let whose = owner.as_ref().map_or(Whose::Everybodys, Whose::Own);

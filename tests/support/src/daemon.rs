@@ -22,12 +22,21 @@ pub struct Builder {
     folder: Arc<Folder>,
     disk_bytes: Option<u64>,
     group: Option<PathBuf>,
+    inodes: Option<u64>,
+    hosts: Option<String>,
 }
 
 impl Builder {
     fn new() -> Self {
-        let folder = Arc::new(Folder::new());
-        Self { args: Vec::new(), env: Vec::new(), folder, disk_bytes: None, group: None }
+        Self {
+            args: Vec::new(),
+            env: Vec::new(),
+            folder: Arc::new(Folder::new()),
+            disk_bytes: None,
+            group: None,
+            inodes: None,
+            hosts: None,
+        }
     }
 
     /// A flag with its value: `.flag("--slots", 1)`.
@@ -81,6 +90,20 @@ impl Builder {
         self
     }
 
+    /// Lets that disk take so many files only.
+    #[must_use]
+    pub fn with_inodes(mut self, inodes: u64) -> Self {
+        self.inodes = Some(inodes);
+        self
+    }
+
+    /// Lets the daemon, and nobody else, find these names at this address.
+    #[must_use]
+    pub fn with_hosts(mut self, address: &str, names: &[&str]) -> Self {
+        self.hosts = Some(format!("127.0.0.1 localhost\n{address} {}\n", names.join(" ")));
+        self
+    }
+
     /// The daemon's program, on its own disk or in a group if it has one.
     fn program(&self) -> Command {
         if let Some(group) = &self.group {
@@ -89,16 +112,28 @@ impl Builder {
             return command;
         }
         const MOUNT: &str = "mount -o loop \"$0\" \"$1\" && shift && exec \"$@\"";
-        let Some(bytes) = self.disk_bytes else { return Command::new(sandglass()) };
+        let Some(bytes) = self.disk_bytes else { return self.program_with_hosts() };
         let disk = self.folder.join("disk");
         if !disk.exists() {
             std::fs::File::create(&disk).and_then(|file| file.set_len(bytes)).expect("make a disk");
-            let made = Command::new(tool("mkfs.ext4")).arg("-q").arg(&disk).status();
+            let mut make = Command::new(tool("mkfs.ext4"));
+            make.arg("-q").args(self.inodes.iter().flat_map(|inodes| ["-N".into(), inodes.to_string()]));
+            let made = make.arg(&disk).status();
             assert!(made.expect("start mkfs.ext4").success(), "mkfs.ext4 fails");
             std::fs::create_dir_all(self.data_dir()).expect("make a data directory");
         }
         let mut command = Command::new(tool("unshare"));
         command.args(["--mount", "sh", "-c", MOUNT]).arg(disk).arg(self.data_dir()).arg(sandglass());
+        command
+    }
+
+    fn program_with_hosts(&self) -> Command {
+        const MOUNT: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        let Some(hosts) = &self.hosts else { return Command::new(sandglass()) };
+        let file = self.folder.join("hosts");
+        std::fs::write(&file, hosts).expect("write a hosts file");
+        let mut command = Command::new(tool("unshare"));
+        command.args(["--mount", "sh", "-c", MOUNT]).arg(file).arg(sandglass());
         command
     }
 

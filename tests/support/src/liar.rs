@@ -17,6 +17,8 @@ use crate::{Registry, Request, Response};
 pub enum Lie {
     /// Pass on what the real registry says.
     Truth,
+    /// Pass it on with these headers besides.
+    TruthWith(Vec<(String, String)>),
     /// Say this instead: status, headers, body.
     Say(u16, Vec<(String, String)>, Vec<u8>),
     /// Promise the whole body, send only this many bytes of it, and hang up.
@@ -40,13 +42,14 @@ pub struct Liar {
 }
 
 /// One request, as far as a liar looks at it.
-struct Asked<'a> {
-    method: &'a str,
-    path: &'a str,
-    authorization: &'a str,
+pub(crate) struct Asked<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) authorization: &'a str,
 }
 
-type Decide = dyn Fn(&Asked<'_>) -> Lie + Send + Sync;
+pub(crate) type Decide = dyn Fn(&Asked<'_>) -> Lie + Send + Sync;
 
 struct State {
     real: SocketAddr,
@@ -163,7 +166,15 @@ impl Liar {
     }
 
     fn start(registry: &Registry, decide: impl FnOnce(SocketAddr) -> Box<Decide>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a port");
+        Self::start_at("127.0.0.1:0", registry, decide)
+    }
+
+    pub(crate) fn start_at(
+        place: &str,
+        registry: &Registry,
+        decide: impl FnOnce(SocketAddr) -> Box<Decide>,
+    ) -> Self {
+        let listener = TcpListener::bind(place).expect("listen on a port");
         let address = listener.local_addr().expect("a listener has an address");
         let inner = Mutex::default();
         let state = Arc::new(State { real: registry.address(), decide: decide(address), inner });
@@ -235,7 +246,7 @@ impl State {
         let mut words = first.split_whitespace();
         let (Some(method), Some(path)) = (words.next(), words.next()) else { return Ok(()) };
         let mut request = Request::new(self.real, method, path);
-        let mut authorization = String::new();
+        let (mut authorization, mut host) = (String::new(), String::new());
         loop {
             let mut line = String::new();
             lines.read_line(&mut line)?;
@@ -243,12 +254,15 @@ impl State {
             if name.eq_ignore_ascii_case("authorization") {
                 value.trim().clone_into(&mut authorization);
             }
+            if name.eq_ignore_ascii_case("host") {
+                value.trim().clone_into(&mut host);
+            }
             if ["accept", "authorization", "user-agent", "range"].contains(&name.to_lowercase().as_str()) {
                 request = request.header(name, value.trim());
             }
         }
         self.lock().asked.push(format!("{method} {path}"));
-        let lie = (self.decide)(&Asked { method, path, authorization: &authorization });
+        let lie = (self.decide)(&Asked { host: &host, method, path, authorization: &authorization });
         if let Lie::Say(status, headers, body) = lie {
             return send(stream, &Response { status, headers, body }, usize::MAX);
         }
@@ -258,6 +272,10 @@ impl State {
         let mut truth = request.try_send()?;
         match lie {
             Lie::Truth | Lie::Say(..) | Lie::Endless => send(stream, &truth, usize::MAX),
+            Lie::TruthWith(headers) => {
+                truth.headers.extend(headers);
+                send(stream, &truth, usize::MAX)
+            }
             Lie::Drip(pause) => {
                 send(stream, &truth, 0)?;
                 for byte in &truth.body {

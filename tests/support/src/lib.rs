@@ -10,6 +10,7 @@ pub mod docker;
 pub mod dockerfile;
 pub mod events;
 pub mod http;
+pub mod hub;
 
 pub mod image;
 pub mod liar;
@@ -38,7 +39,8 @@ pub use docker::Docker;
 pub use events::{Event, Events};
 pub use glimpse::Glimpse;
 pub use host::Host;
-pub use http::{Request, Response};
+pub use http::{Pending, Request, Response};
+pub use hub::Hub;
 pub use image::{Compression, Image, Layer};
 pub use liar::{Liar, Lie};
 pub use place::{Folder, disk_bytes, repository, target};

@@ -41,7 +41,7 @@ async fn what_was_used_longest_ago_goes_when_there_is_too_much() {
     let mut home = Home::new(&[&fake.host]);
     home.config.budget =
         // What is to come is taken to be three times as large as it travels.
-        Budget { high_bytes: 5 * MEGABYTE, low_bytes: 5 * MEGABYTE, free_bytes: 0 };
+        Budget { high_bytes: 5 * MEGABYTE, low_bytes: 5 * MEGABYTE, free_bytes: 0, free_inodes: 0 };
     let images = home.open().await;
     for name in ["a", "b", "c"] {
         drop(get(&images, &fake, name).await);
@@ -63,7 +63,7 @@ async fn what_is_pinned_or_in_use_stays_however_full_it_is() {
     as_root!();
     let fake = four_images().await;
     let mut home = Home::new(&[&fake.host]);
-    home.config.budget = Budget { high_bytes: 1, low_bytes: 1, free_bytes: 0 };
+    home.config.budget = Budget { high_bytes: 1, low_bytes: 1, free_bytes: 0, free_inodes: 0 };
     home.config.pinned = vec![format!("{}/c", fake.host)];
     let images = home.open().await;
     let used = get(&images, &fake, "a").await;

@@ -3,6 +3,7 @@
 
 mod faults;
 mod keeping;
+mod mirrors;
 mod pulls;
 mod sharing;
 mod support;

@@ -69,6 +69,33 @@ async fn who_leaves_stops_nothing_and_the_last_one_ends_it() {
     images.acquire(&fake.name(), Pull::Missing).await.unwrap();
 }
 
+/// Whoever knows a layer's hash could offer an image that names it, at a registry that never sends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_layer_that_another_registry_does_not_send() {
+    as_root!();
+    let made = made(&[layer(&[("f", "x")])]);
+    let blob = made.layers[0].clone();
+    let (wanted, len) = (blob.clone(), made.blobs[&blob].len());
+    let slow =
+        Fake::start(made.clone(), move |path, _, _| path.contains(&wanted).then(|| stalled(len))).await;
+    let fake = Fake::honest(made.clone()).await;
+    let mut home = Home::new(&[&slow.host, &fake.host]);
+    (home.config.pull_timeout, home.config.idle_timeout) =
+        (Duration::from_secs(600), Duration::from_secs(600));
+    let images = home.open().await;
+    let (others, name) = (images.clone(), slow.name());
+    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
+    while slow.gets(&blob) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let patience = Duration::from_secs(60);
+    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
+    fetched.expect("it comes at once").unwrap();
+    assert!(!waits.is_finished());
+    waits.abort();
+    home.trees_become(&[&hex(&made.diff_ids[0])]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn removing_an_image_leaves_what_others_need() {
     as_root!();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +15,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use image::{
-    BoxFuture, Commit, Config, Deleting, Eviction, ImageError, Images, LayerStore, Observer, PullResult,
-    Unpacked, Unpacking,
+    BoxFuture, Commit, Config, Deleting, Eviction, ImageError, Images, LayerStore, Observer, Packing,
+    PullResult, Unpacked, Unpacking,
 };
 use serde_json::json;
 use sha2::Digest;
@@ -360,6 +360,20 @@ impl LayerStore for Folder {
         })
     }
 
+    fn pack<'a>(
+        &'a self,
+        layer: &'a str,
+        job: &'a unpack::PackJob,
+    ) -> BoxFuture<'a, io::Result<Box<dyn Packing>>> {
+        Box::pin(async move {
+            let root = File::open(self.path.join(layer))?;
+            let mut archive = Vec::new();
+            let packed = unpack::pack(&mut archive, root.as_fd(), job, &mut |_| Ok(false));
+            let report = serde_json::to_string(&packed)?;
+            Ok(Box::new(PackedInMemory { archive: archive.into(), report }) as Box<dyn Packing>)
+        })
+    }
+
     fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
         Box::pin(async move {
             match fs::remove_dir_all(self.path.join(layer)) {
@@ -367,6 +381,21 @@ impl LayerStore for Folder {
                 _ => Ok(Box::pin(async { Ok(()) }) as Deleting),
             }
         })
+    }
+}
+
+struct PackedInMemory {
+    archive: Bytes,
+    report: String,
+}
+
+impl Packing for PackedInMemory {
+    fn read(&mut self) -> BoxFuture<'_, io::Result<Bytes>> {
+        Box::pin(std::future::ready(Ok(std::mem::take(&mut self.archive))))
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<String>> {
+        Box::pin(std::future::ready(Ok(self.report)))
     }
 }
 
@@ -413,7 +442,15 @@ impl Unpacking for Writing {
 struct Keep(Place);
 
 impl Commit for Keep {
-    fn commit(mut self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+    fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+        self.name()
+    }
+
+    fn name(mut self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
         Box::pin(async move {
             // A layer that is there already is as good.
             if self.0.home.exists() {

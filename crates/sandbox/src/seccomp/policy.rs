@@ -396,14 +396,14 @@ fn sockets(profile: Profile) -> Vec<Case> {
     cases
 }
 
-/// The jail in which layers are unpacked needs files and little else.
+/// The jail in which layers are unpacked and packed needs files and little else.
 pub(super) fn jail() -> Policy {
     let calls: &[Call] = calls![
         SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_lseek SYS_close SYS_fcntl SYS_ftruncate
         SYS_openat SYS_openat2 SYS_newfstatat SYS_fstat SYS_statx SYS_fstatfs SYS_faccessat SYS_faccessat2
         SYS_getdents64 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat SYS_readlinkat
         SYS_mknodat SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_utimensat SYS_fsetxattr
-        SYS_setxattr SYS_lsetxattr SYS_fgetxattr SYS_fallocate SYS_umask SYS_dup SYS_dup3 SYS_sendmsg SYS_recvmsg
+        SYS_setxattr SYS_lsetxattr SYS_fgetxattr SYS_flistxattr SYS_fallocate SYS_umask SYS_dup SYS_dup3 SYS_sendmsg SYS_recvmsg
         SYS_sendto SYS_recvfrom SYS_poll SYS_ppoll SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise
         SYS_futex SYS_getrandom SYS_clock_gettime SYS_gettimeofday SYS_sched_yield SYS_sigaltstack SYS_rt_sigaction
         SYS_rt_sigprocmask SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill SYS_exit SYS_exit_group

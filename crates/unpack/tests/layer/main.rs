@@ -4,6 +4,7 @@
 mod breakouts;
 mod files;
 mod limits;
+mod packing;
 mod random;
 mod support;
 mod whiteouts;

@@ -1,0 +1,202 @@
+//! Keeping what was unpacked. The layers that one image lacked are made durable together, with one sync
+//! for all of them, and only then named and written down. Until that is done a layer belongs to those who
+//! pull it, and whoever is done first keeps it for the others too. docs/decisions/0018 says what is durable
+//! when.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use futures_util::future::try_join_all;
+use run::PrincipalName;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::disk::{KeptLayer, broken};
+use crate::layers::Had;
+use crate::pull::{Pull, off_thread};
+use crate::shelf::Hold;
+use crate::view::ShownTo;
+use crate::{Commit, ImageError};
+
+/// How many layers may wait at once to be kept, each with a process that waits with it. Beyond that, layers
+/// are kept one by one.
+pub(crate) const MOST_WAITING: usize = 256;
+
+/// A layer that is unpacked, and that nothing but this keeps from being thrown away.
+pub(crate) struct Fresh {
+    name: String,
+    pub(crate) kept: KeptLayer,
+    stage: Mutex<Stage>,
+    /// Who has shown that it could have it, by now.
+    shown_to: Mutex<ShownTo>,
+    /// It must not go while somebody counts on it.
+    _hold: Hold,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+enum Stage {
+    Waiting(Box<dyn Commit>),
+    Kept,
+    Failed(ImageError),
+}
+
+/// Layers that somebody has unpacked and that others can use, once they are kept.
+#[derive(Default)]
+pub(crate) struct Waiting(Mutex<HashMap<String, Weak<Fresh>>>);
+
+impl Waiting {
+    pub(crate) fn get(&self, layer: &str) -> Option<Arc<Fresh>> {
+        let fresh = self.0.lock().expect("no holder panics").get(layer)?.upgrade()?;
+        // What could not be kept once is brought again, by whoever still wants it.
+        fresh.failure().is_none().then_some(fresh)
+    }
+
+    fn insert(&self, fresh: &Arc<Fresh>) {
+        let mut waiting = self.0.lock().expect("no holder panics");
+        waiting.retain(|_, fresh| fresh.strong_count() > 0);
+        waiting.insert(fresh.name.clone(), Arc::downgrade(fresh));
+    }
+}
+
+impl Fresh {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().expect("no holder panics")
+    }
+
+    fn shown_to(&self) -> MutexGuard<'_, ShownTo> {
+        self.shown_to.lock().expect("no holder panics")
+    }
+
+    pub(crate) fn is_shown_to(&self, owner: Option<&PrincipalName>) -> bool {
+        self.shown_to().includes(owner)
+    }
+
+    /// What an earlier try has come to, if it has come to nothing.
+    fn failure(&self) -> Option<ImageError> {
+        match &*self.stage() {
+            Stage::Failed(error) => Some(error.clone()),
+            Stage::Waiting(_) | Stage::Kept => None,
+        }
+    }
+
+    /// The right to keep it, if nobody has had that yet. Whoever takes it says how it went, before anybody
+    /// else may ask.
+    fn take(&self) -> Option<Box<dyn Commit>> {
+        match std::mem::replace(&mut *self.stage(), Stage::Kept) {
+            Stage::Waiting(commit) => Some(commit),
+            Stage::Kept | Stage::Failed(_) => None,
+        }
+    }
+}
+
+impl Pull {
+    /// Lets a layer wait for the others of its image, unless too many wait already.
+    pub(crate) async fn set_aside(
+        &self,
+        name: &str,
+        kept: KeptLayer,
+        commit: Box<dyn Commit>,
+    ) -> Result<Arc<Fresh>, ImageError> {
+        let puller = &self.puller;
+        let permit = Arc::clone(&puller.may_wait).try_acquire_owned().ok();
+        let is_one_too_many = permit.is_none();
+        let fresh = Arc::new(Fresh {
+            name: name.to_owned(),
+            shown_to: Mutex::new(kept.shown_to.clone()),
+            kept,
+            stage: Mutex::new(Stage::Waiting(commit)),
+            _hold: puller.shelf.hold(vec![name.to_owned()]),
+            _permit: permit,
+        });
+        puller.waiting.insert(&fresh);
+        if is_one_too_many {
+            self.commit(vec![Arc::clone(&fresh)]).await?;
+        }
+        Ok(fresh)
+    }
+
+    /// Shows a layer that is there to whom this pull is for, who has had its bytes. Not while it is being kept: its
+    /// record says who has it. There is nothing to show where others have given the layer up meanwhile.
+    pub(crate) async fn show_proved(&self, name: &str) -> Result<Option<Had>, ImageError> {
+        if self.find(name).await.is_none() {
+            return Ok(None);
+        }
+        let _turn = self.puller.committing.lock().await;
+        let shown_to = ShownTo::one(self.view.owner.as_ref());
+        match self.find(name).await {
+            Some(Had { fresh: Some(fresh), .. }) => {
+                fresh.shown_to().add(shown_to);
+                Ok(Some(Had::fresh(fresh)))
+            }
+            Some(Had { fresh: None, .. }) => {
+                self.show(vec![(name.to_owned(), shown_to)]).await?;
+                Ok(self.find(name).await)
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn show(&self, layers: Vec<(String, ShownTo)>) -> Result<(), ImageError> {
+        let shelf = Arc::clone(&self.puller.shelf);
+        off_thread(move || layers.into_iter().try_for_each(|(name, to)| shelf.show(&name, to))).await
+    }
+
+    /// Keeps those of the layers that nobody has kept yet. Whoever no longer waits for that does not stop it:
+    /// others may count on the same layers.
+    pub(crate) async fn commit(&self, fresh: Vec<Arc<Fresh>>) -> Result<(), ImageError> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let pull = self.clone();
+        let done = tokio::spawn(async move { pull.commit_in_turn(&fresh).await }).await;
+        let done = done.unwrap_or_else(|error| Err(broken("keep layers", io::Error::other(error))));
+        // It may have failed under another's hands, whose image is nobody else's concern.
+        done.map_err(|error| error.in_words(&self.name()))
+    }
+
+    async fn commit_in_turn(&self, fresh: &[Arc<Fresh>]) -> Result<(), ImageError> {
+        let _turn = self.puller.committing.lock().await;
+        if let Some(error) = fresh.iter().find_map(|layer| layer.failure()) {
+            return Err(error);
+        }
+        let (mut layers, mut commits, mut twice) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in fresh {
+            let Some(commit) = layer.take() else { continue };
+            let (name, shown_to) = (layer.name.clone(), layer.shown_to().clone());
+            if self.puller.shelf.has(&name) {
+                // It was unpacked twice. This tree is not needed, but whoever has had its bytes has had them.
+                twice.push((name, shown_to));
+            } else {
+                layers.push((name, KeptLayer { shown_to, ..layer.kept.clone() }));
+                commits.push(commit);
+            }
+        }
+        self.show(twice).await?;
+        let is_ours: Vec<String> = layers.iter().map(|(name, _)| name.clone()).collect();
+        let result = self.keep_layers(layers, commits).await;
+        if let Err(error) = &result {
+            let failed = fresh.iter().filter(|layer| is_ours.contains(&layer.name));
+            failed.for_each(|layer| *layer.stage() = Stage::Failed(error.clone()));
+        }
+        result
+    }
+
+    /// The order is the argument: no name before its tree is durable, no record before its name is.
+    async fn keep_layers(
+        &self,
+        layers: Vec<(String, KeptLayer)>,
+        mut commits: Vec<Box<dyn Commit>>,
+    ) -> Result<(), ImageError> {
+        let Some(mut last) = commits.pop() else { return Ok(()) };
+        let fail = |error| self.store("keep a layer", error);
+        let shelf = Arc::clone(&self.puller.shelf);
+        let layers = off_thread(move || shelf.announce(&layers).map(|()| layers)).await?;
+        last.sync().await.map_err(fail)?;
+        let shelf = Arc::clone(&self.puller.shelf);
+        off_thread(move || shelf.disk.sync()).await?;
+        try_join_all(commits.into_iter().map(|layer| layer.name())).await.map_err(fail)?;
+        last.commit().await.map_err(fail)?;
+        let shelf = Arc::clone(&self.puller.shelf);
+        off_thread(move || shelf.settle(layers)).await
+    }
+}
