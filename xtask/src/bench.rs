@@ -3,6 +3,8 @@
 //! whoever comes next slow; tools take turns, and medians are compared, because the machine is never quite idle.
 
 mod floor;
+mod goals;
+mod report;
 mod tools;
 mod watch;
 
@@ -12,6 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use crate::{cargo, packages};
 use tools::Tool;
@@ -32,6 +35,7 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     std::fs::create_dir_all(&place)?;
     let registry = Registry::start(&storage, &place)?;
     let tools = tools::all(programs.get("sandglass")?);
+    let mut all = Vec::new();
     for image in images {
         let mut measured: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
         for round in 0..rounds {
@@ -41,8 +45,13 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
             }
         }
         let floor = floor::measure(&registry.host, image, &place)?;
-        print(image, &tools, &measured, floor);
+        all.push(report::Image { image, floor_s: floor, tools: measured });
     }
+    let (raw, table) = (place.join("images.json"), place.join("images.md"));
+    let text = report::markdown(&all);
+    std::fs::write(&raw, serde_json::to_vec_pretty(&all)?)?;
+    std::fs::write(&table, &text)?;
+    println!("{text}\nwrote {} and {}", raw.display(), table.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -105,9 +114,11 @@ impl Drop for Registry {
 }
 
 /// One pull.
-#[derive(Clone, Copy, Debug)]
-struct Measured {
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Measured {
     seconds: f64,
+    /// Until every file was written, and nothing synced, where the tool says when that is.
+    unsynced_seconds: Option<f64>,
     memory_bytes: u64,
 }
 
@@ -138,37 +149,11 @@ fn measure(tool: &Tool, registry: &Registry, image: &str, place: &Path) -> Resul
     let said = String::from_utf8_lossy(&done.stdout);
     ensure!(done.status.success(), "{} failed: {}", tool.name, String::from_utf8_lossy(&done.stderr));
     let times: Vec<f64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let [began, ended] = times[..] else { anyhow::bail!("{} said {said:?}", tool.name) };
-    Ok(Measured { seconds: ended - began, memory_bytes })
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn print(image: &str, tools: &[Tool], measured: &BTreeMap<&str, Vec<Measured>>, floor: f64) {
-    println!(
-        "\n## {image}\n\n| what | s (median) | min–max | × L | ours ÷ it | memory MiB |\n|---|---|---|---|---|---|"
-    );
-    let seconds = |name: &str| measured[name].iter().map(|one| one.seconds).collect::<Vec<_>>();
-    let ours = median(seconds(tools[0].name));
-    for tool in tools {
-        let all = seconds(tool.name);
-        let (least, most) =
-            all.iter().fold((f64::MAX, 0.0_f64), |(least, most), s| (least.min(*s), most.max(*s)));
-        let memory = measured[tool.name].iter().map(|one| one.memory_bytes).max().unwrap_or_default();
-        let middle = median(all);
-        println!(
-            "| {} | {middle:.2} | {least:.2}–{most:.2} | {:.2} | {:.2} | {} |",
-            tool.name,
-            middle / floor,
-            ours / middle,
-            memory >> 20
-        );
-    }
-    println!(
-        "| L: download, both hashes, igzip and tar x, in CPU seconds by cores | {floor:.2} | | 1 | {:.2} | |",
-        ours / floor
-    );
+    let (began, unpacked, ended) = match times[..] {
+        [began, ended] => (began, None, ended),
+        [unpacked, began, ended] => (began, Some(unpacked), ended),
+        _ => anyhow::bail!("{} said {said:?}", tool.name),
+    };
+    let unsynced_seconds = unpacked.map(|unpacked| unpacked - began);
+    Ok(Measured { seconds: ended - began, unsynced_seconds, memory_bytes })
 }

@@ -11,7 +11,12 @@ pub(super) struct Tool {
 
 const SANDGLASS: &str = r#"
     export SANDGLASS_DATA_DIR="$PWD/data" SANDGLASS_DOCKER_CONFIG=
-    elapsed "$3" pull --quiet --insecure-registry "$1" "$1/$2:1"
+    mkfifo steps
+    # It says so when everything is unpacked, and syncs then.
+    { grep --quiet --max-count 1 committing; echo "$EPOCHREALTIME"; cat > /dev/null; } < steps &
+    pull() { "$3" pull --json --insecure-registry "$1" "$1/$2:1" > steps; }
+    times=$(elapsed pull "$1" "$2" "$3")
+    wait; echo "$times"
 "#;
 
 const PODMAN: &str = r#"
@@ -42,6 +47,9 @@ const UMOCI: &str = r#"
     elapsed both "$1" "$2"
 "#;
 
+/// How we are called.
+pub(super) const OURS: &str = "sandglass, with the durable commit";
+
 /// Ourselves first.
 pub(super) fn all(sandglass: &Path) -> Vec<Tool> {
     let tool = |name, script, program: &Path| Tool { name, script, program: program.to_owned() };
@@ -54,7 +62,7 @@ pub(super) fn all(sandglass: &Path) -> Vec<Tool> {
         ["/usr/bin", "/usr/sbin"].iter().any(|folder| Path::new(folder).join(program).exists())
     };
     let peers = peers.into_iter().filter(|(_, _, program)| installed(program));
-    let ours = tool("sandglass, with the durable commit", SANDGLASS, sandglass);
+    let ours = tool(OURS, SANDGLASS, sandglass);
     std::iter::once(ours)
         .chain(peers.map(|(name, script, program)| tool(name, script, program.as_ref())))
         .collect()

@@ -1,0 +1,68 @@
+//! What pulls are to cost at most, in terms of L and of those who were measured in the same rounds.
+
+use super::report::Image;
+use super::tools::OURS;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Goal {
+    pub(super) what: String,
+    pub(super) most: f64,
+    pub(super) measured: f64,
+}
+
+/// How much of each peer's time an image may take.
+const PEERS: [(&str, &str, f64); 6] = [
+    ("gcc", "podman", 0.25),
+    ("gcc", "containerd", 0.25),
+    ("gcc", "skopeo + umoci", 0.27),
+    ("small", "containerd", 0.35),
+    ("many", "containerd", 0.4),
+    ("huge", "containerd", 0.5),
+];
+const UNSYNCED_FLOORS: f64 = 1.1;
+const DURABLE_FLOORS: f64 = 1.45;
+const HUGE_MIB: f64 = 64.0;
+
+/// The goals for one image, as far as there is something to compare with.
+pub(super) fn of(image: &Image) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    let mut add = |what: String, most: f64, measured: Option<f64>| {
+        goals.extend(measured.map(|measured| Goal { what, most, measured }));
+    };
+    let name = image.image;
+    if name == "gcc" {
+        let floors = |seconds: Option<f64>| Some(seconds? / image.floor_s);
+        add("gcc, until every file is written: × L".into(), UNSYNCED_FLOORS, floors(image.unsynced()));
+        add("gcc, with the durable commit: × L".into(), DURABLE_FLOORS, floors(image.ours()));
+    }
+    for (_, peer, most) in PEERS.iter().filter(|(image, ..)| *image == name) {
+        let ratio = image.ours().zip(image.took(peer)).map(|(ours, theirs)| ours / theirs);
+        add(format!("{name}: × {peer}"), *most, ratio);
+    }
+    if name == "huge" {
+        add("huge: memory of the whole process tree, MiB".into(), HUGE_MIB, image.memory_mib(OURS));
+    }
+    goals
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::bench::Measured;
+
+    #[test]
+    fn goals_are_asked_of_those_who_were_there() {
+        let took = |seconds: f64| {
+            vec![Measured { seconds, unsynced_seconds: Some(seconds / 2.0), memory_bytes: 70 << 20 }]
+        };
+        let image = |name, tools| Image { image: name, floor_s: 2.0, tools };
+        let gcc = of(&image("gcc", BTreeMap::from([(OURS, took(3.0)), ("podman", took(10.0))])));
+        let measured: Vec<_> = gcc.iter().map(|goal| goal.measured).collect();
+        assert_eq!(measured, [0.75, 1.5, 0.3]);
+        let huge = of(&image("huge", BTreeMap::from([(OURS, took(3.0))])));
+        assert_eq!(huge.len(), 1);
+        assert!(huge[0].measured > huge[0].most);
+    }
+}

@@ -1,0 +1,80 @@
+//! What was measured, as tables: who took how long for which image, and which of the goals were met.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::tools::OURS;
+use super::{Measured, goals};
+
+/// One image and everybody's pulls of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Image {
+    pub(super) image: &'static str,
+    /// L.
+    pub(super) floor_s: f64,
+    pub(super) tools: BTreeMap<&'static str, Vec<Measured>>,
+}
+
+impl Image {
+    fn seconds(&self, tool: &str) -> Vec<f64> {
+        self.tools.get(tool).into_iter().flatten().map(|one| one.seconds).collect()
+    }
+
+    /// In the middle of all rounds; nothing where the tool was not there.
+    pub(super) fn took(&self, tool: &str) -> Option<f64> {
+        median(self.seconds(tool))
+    }
+
+    pub(super) fn ours(&self) -> Option<f64> {
+        self.took(OURS)
+    }
+
+    /// Ours without the sync.
+    pub(super) fn unsynced(&self) -> Option<f64> {
+        median(self.tools.get(OURS)?.iter().filter_map(|one| one.unsynced_seconds).collect())
+    }
+
+    pub(super) fn memory_mib(&self, tool: &str) -> Option<f64> {
+        let most = self.tools.get(tool)?.iter().map(|one| one.memory_bytes).max()?;
+        Some((most >> 20) as f64)
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> Option<f64> {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied()
+}
+
+pub(super) fn markdown(images: &[Image]) -> String {
+    let mut text = String::new();
+    images.iter().for_each(|image| table(&mut text, image));
+    text += "\n## Goals\n\n| what | goal | measured | |\n|---|---|---|---|\n";
+    for goal in images.iter().flat_map(goals::of) {
+        let goals::Goal { what, most, measured } = goal;
+        let verdict = if measured <= most { "met" } else { "**missed**" };
+        let _ = writeln!(text, "| {what} | ≤ {most} | {measured:.2} | {verdict} |");
+    }
+    text
+}
+
+fn table(text: &mut String, image: &Image) {
+    let head = "| what | s (median) | min–max | × L | ours ÷ it | memory MiB |\n|---|---|---|---|---|---|";
+    let _ = writeln!(text, "\n## {}\n\n{head}", image.image);
+    let ours = image.ours().unwrap_or(f64::NAN);
+    let mut line = |what: &str, seconds: f64, range: &str, memory: &str| {
+        let (floors, ratio) = (seconds / image.floor_s, ours / seconds);
+        let _ = writeln!(text, "| {what} | {seconds:.2} | {range} | {floors:.2} | {ratio:.2} | {memory} |");
+    };
+    for tool in image.tools.keys() {
+        let all = image.seconds(tool);
+        let least = all.iter().copied().fold(f64::MAX, f64::min);
+        let most = all.iter().copied().fold(0.0, f64::max);
+        let memory = image.memory_mib(tool).unwrap_or(f64::NAN);
+        let range = format!("{least:.2}–{most:.2}");
+        line(tool, image.took(tool).unwrap_or(f64::NAN), &range, &format!("{memory:.0}"));
+    }
+    line("sandglass, until every file is written", image.unsynced().unwrap_or(f64::NAN), "", "");
+    line("L: download, both hashes, igzip and tar x, in CPU seconds by cores", image.floor_s, "", "");
+}
