@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use run::{KilledFor, Limits};
 use sandbox::client;
 use sandbox::protocol::{Event, LaunchSpec, Order, Outline};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -80,7 +81,8 @@ pub struct SandboxLauncher {
     /// Before the client, which waits at its end until the launcher's last child is gone.
     pool: Mutex<Pool<OwnedFd>>,
     client: Arc<client::Launcher>,
-    /// For waiting: the client's own socket, under another number.
+    /// For waiting: the client's own socket, under another number. It is no stream, but all that is used of one
+    /// is when it is ready.
     socket: UnixStream,
     /// What is prepared while nobody knows what will come.
     blank: Outline,
@@ -94,7 +96,7 @@ impl SandboxLauncher {
 
     /// One that prepares at most `max` sandboxes ahead; `limits` are those that most runs have.
     pub fn with_pool(client: Arc<client::Launcher>, max: usize, limits: Limits) -> io::Result<Self> {
-        let socket = watched(client.socket().try_clone_to_owned()?)?;
+        let socket = UnixStream::from_std(client.socket().try_clone_to_owned()?.into())?;
         let blank = Outline::blank(limits);
         let launcher = Self { pool: Mutex::new(Pool::new(max)), client, socket, blank };
         launcher.refill();
@@ -172,8 +174,8 @@ impl Launcher for SandboxLauncher {
             // start.
             match asked.and_then(watched) {
                 Ok(socket) => {
-                    let answer =
-                        socket.async_io(Interest::READABLE, || client::receive(socket.as_fd())).await;
+                    let hear = |socket: &OwnedFd| client::receive(socket.as_fd());
+                    let answer = socket.async_io(Interest::READABLE, hear).await;
                     if !matches!(answer, Ok(Some(Event::Removed))) {
                         tracing::warn!(?answer, "a frozen layer could not be removed");
                     }
@@ -204,10 +206,14 @@ impl Launcher for SandboxLauncher {
     }
 }
 
-/// Lets the runtime watch a packet socket. It is no stream, but all that is used of one is when it
-/// is ready.
-fn watched(socket: OwnedFd) -> io::Result<UnixStream> {
-    UnixStream::from_std(socket.into())
+/// Lets the runtime watch a keeper's socket for what is said, and for nothing else: that there is room again
+/// for an order would wake the server in the moment in which the keeper reads it.
+#[expect(
+    deprecated,
+    reason = "an `OwnedFd` stays open and the same, which its successor has callers promise"
+)]
+fn watched(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
 /// Our end doesn't block; the run's end must not know.
@@ -217,14 +223,14 @@ fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 }
 
 struct Keeper {
-    socket: UnixStream,
+    socket: AsyncFd<OwnedFd>,
 }
 
 impl Control for Keeper {
     fn next(&mut self) -> BoxFuture<'_, io::Result<Option<Event>>> {
         Box::pin(async {
             loop {
-                let hear = || client::receive(self.socket.as_fd());
+                let hear = |socket: &OwnedFd| client::receive(socket.as_fd());
                 match self.socket.async_io(Interest::READABLE, hear).await {
                     // Told too late to matter: the run didn't wait for it.
                     Ok(Some(Event::Prepared)) => {}
@@ -236,6 +242,6 @@ impl Control for Keeper {
 
     fn kill(&mut self, reason: KilledFor) {
         // A keeper that can't be told has closed its end, which is all that a kill could achieve.
-        let _ = client::send(self.socket.as_fd(), Order::Kill(reason));
+        let _ = client::send(self.socket.get_ref().as_fd(), Order::Kill(reason));
     }
 }

@@ -1,5 +1,5 @@
 //! PID 1 of a run. It builds the inside of the sandbox step by step, starts the command, reaps
-//! whatever is orphaned, tells the keeper how the command ended, and exits: the kernel then ends
+//! whatever is orphaned, tells the keeper how the command ended, and ends: the kernel then ends
 //! everything else in the PID namespace.
 //!
 //! It never opens a path of the image while the host's root can be reached, holds no secret, and
@@ -127,9 +127,21 @@ fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd)
         Fork::Child => command::main(outline, id_width, &launch),
         Fork::Parent(command) => {
             drop(launch);
-            packet::send(sync, &Report::Ended(wait_for(command)), &[]).at("report to keeper")
+            let end = wait_for(command);
+            let alone = end.alone;
+            packet::send(sync, &Report::Ended(end), &[]).at("report to keeper")?;
+            if alone {
+                wait_for_death(sync);
+            }
+            Ok(())
         }
     }
+}
+
+/// With nothing else left to end, its own exit only keeps the processor from the keeper, which has the answer
+/// to give. It is killed when that is out; a keeper that dies takes it along, and closes the socket.
+fn wait_for_death(sync: BorrowedFd<'_>) {
+    let _ = packet::receive::<()>(sync);
 }
 
 /// A process that can't be inspected shows its namespaces to nobody without CAP_SYS_PTRACE, which

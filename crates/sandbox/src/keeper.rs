@@ -95,6 +95,8 @@ struct Over {
     spec: LaunchSpec,
     outputs: Option<OwnedFd>,
     inner: Inner,
+    /// Our own ends of its output pipes.
+    held: Vec<OwnedFd>,
 }
 
 /// The whole life of a sandbox.
@@ -124,7 +126,9 @@ fn keep(ground: &Ground, job: &Job) -> End {
         },
     };
     let result = result.map(|over| {
-        over.map(|(over, init)| {
+        over.map(|(mut over, init)| {
+            // The last writers are gone in the same moment in which the end is told: the server wakes once.
+            over.held.clear();
             report(&job.control, &over.finished);
             // An init that was alone has not been waited for, and nothing is unmounted under it.
             Outer::reap(&init);
@@ -143,7 +147,7 @@ fn report(control: &OwnedFd, finished: &Finished) {
 
 /// What is wanted of the files of a run in which nothing lives any more; what remains is to be removed.
 fn attend(outer: &Outer<'_>, over: Over, control: &OwnedFd) -> Inner {
-    let Over { finished, spec, outputs, mut inner } = over;
+    let Over { finished, spec, outputs, mut inner, held: _ } = over;
     inner.unmount();
     let ids = after::Ids { owner: outer.owner, width: outer.ground.id_width };
     if let (Some(wanted), Some(pipe), Some(root)) = (&spec.outputs, outputs, &inner.root) {
@@ -171,7 +175,7 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
     };
     sys::set_name(KEEPER);
     let Told { spec, fds, outputs, arrived } = told;
-    let before = start(outer, init, &mut inner, &spec, fds, ready)?;
+    let (before, held) = start(outer, init, &mut inner, &spec, fds, ready)?;
     let sources = Sources {
         init: &init.pidfd,
         sync: &init.sync,
@@ -196,7 +200,7 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
     let finished = finish(ending, &outer.group, &inner.scratch.mount).map_err(|failure| {
         Failure::new("inside the sandbox", format!("{}: {}", failure.step, failure.error))
     })?;
-    Ok(Some(Over { finished: Finished { began, ..finished }, spec, outputs, inner }))
+    Ok(Some(Over { finished: Finished { began, ..finished }, spec, outputs, inner, held }))
 }
 
 /// Until the server says what to run, or has no use for the sandbox any more. Also what the sandbox had
@@ -308,17 +312,18 @@ fn receive_run(control: &OwnedFd, arrived: Instant) -> Result<Option<Told>, Fail
     }
 }
 
-/// Makes of the prepared sandbox the one that the run wants, and lets the command go. From here on only
-/// the run itself holds its outputs, so their end is the run's end. Returns what the sandbox has used of the
-/// processor so far.
+/// Makes of the prepared sandbox the one that the run wants, and lets the command go. Returns what the sandbox
+/// has used of the processor so far, and the outputs, which stay open here: a program that ends would
+/// otherwise wake the server once for each of them, and it would take the processor from whoever has to find
+/// out how the program ended.
 fn start(
     outer: &Outer<'_>,
     init: &Init,
     inner: &mut Inner,
     spec: &LaunchSpec,
-    fds: Vec<OwnedFd>,
+    mut fds: Vec<OwnedFd>,
     ready: Option<Account>,
-) -> Result<Account, Failure> {
+) -> Result<(Account, Vec<OwnedFd>), Failure> {
     if !outer.outline.suits(spec) {
         return Err(Failure::new("read request", "the sandbox was prepared for another run"));
     }
@@ -339,8 +344,7 @@ fn start(
         all.push(outside.as_fd());
     }
     packet::send(init.launch.as_fd(), &(), &all).at("tell the command what to run")?;
-    drop(fds);
-    Ok(account)
+    Ok((account, fds.drain(2..4).collect()))
 }
 
 /// Only the server's pipes change hands, never a file that somebody redirects a run to by hand.

@@ -1,5 +1,6 @@
 //! One JSON value per packet, with descriptors beside it where they are needed.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -33,21 +34,28 @@ pub(crate) fn send(socket: BorrowedFd<'_>, value: &impl Serialize, fds: &[Borrow
     }
 }
 
+thread_local! {
+    /// What packets are received into, always the same: room for the longest, made anew for each, costs a
+    /// short run more than reading what is in it.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_PACKET_BYTES]);
+}
+
 /// The next packet; `None` when the other side has closed.
 pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0; MAX_PACKET_BYTES];
-    let (len, fds) = loop {
-        match sys::receive_packet(socket, &mut buffer) {
-            // A reset says, once, that the other side has closed with packets of ours unread. What it had
-            // sent before is still here and comes first; after that comes the end.
-            Err(Errno::EINTR | Errno::ECONNRESET) => {}
-            result => break result?,
+    BUFFER.with_borrow_mut(|buffer| {
+        let (len, fds) = loop {
+            match sys::receive_packet(socket, buffer) {
+                // A reset says, once, that the other side has closed with packets of ours unread. What it had
+                // sent before is still here and comes first; after that comes the end.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                result => break result?,
+            }
+        };
+        if len == 0 {
+            return Ok(None);
         }
-    };
-    if len == 0 {
-        return Ok(None);
-    }
-    Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
+        Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
+    })
 }
 
 #[cfg(test)]

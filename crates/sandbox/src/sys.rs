@@ -157,9 +157,9 @@ pub(crate) fn keep_descriptors(
         return Ok(aside.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect());
     }
     for (number, from) in (first..).zip(aside) {
-        // SAFETY: dup2 touches no memory. Owners that this process still has above `first` are never
+        // SAFETY: dup3 touches no memory. Owners that this process still has above `first` are never
         // dropped in it, as said above.
-        Errno::result(unsafe { libc::dup2(from, number) })?;
+        Errno::result(unsafe { libc::dup3(from, number, libc::O_CLOEXEC) })?;
     }
     close_from(above)?;
     // SAFETY: these numbers were just filled with descriptors that nobody else in this process owns.

@@ -41,7 +41,7 @@ pub(crate) struct Ending {
 
 /// What is left of a run that has ended.
 pub(crate) enum Left {
-    /// An init that nothing can come from any more.
+    /// An init that nothing can come from any more, and that waits to be killed.
     Nothing,
     /// An init that has said its last word of its own accord: its exit follows at once, and ends the rest.
     Dying,

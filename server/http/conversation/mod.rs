@@ -1,6 +1,7 @@
 //! One connection from its first byte to its last: TLS where there is a certificate, then HTTP/1.1 or
 //! HTTP/2, each with a bound on the time that a client may take to say what it wants and to take its answer.
 
+mod eager;
 mod http2;
 mod impatient;
 mod pieces;
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::eager::eagerly;
 use self::impatient::Impatient;
 use self::rewound::Rewound;
 use super::serve::{Bounds, Peer};
@@ -61,7 +63,7 @@ impl Conversation {
         // Below TLS, which would take what the client does not, and then wait for it unwatched.
         let stream = Impatient::new(stream, self.bounds.answer_timeout);
         let ended = match &self.tls {
-            None => self.speak(stream, peer).await,
+            None => eagerly(self.speak(stream, peer)).await,
             // Apart, as HTTP/2 is: thousands of silent connections shall not each hold room for either.
             Some(tls) => Box::pin(self.speak_behind(tls, stream, peer)).await,
         };
