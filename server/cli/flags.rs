@@ -32,6 +32,21 @@ const SHARED: &[&str] = &[
     "pull_timeout_ms",
 ];
 
+/// Defaults that are another on every machine: the help, which may be read on another, says where they come from.
+const DEPENDS: &[(&str, &str)] = &[
+    ("budget_cpus", "as many as the machine has"),
+    ("budget_memory_bytes", "3/4 of the machine's"),
+    ("bodies_bytes_max", "an eighth of the memory, 256 MiB at most"),
+    ("data_dir", "/var/lib/sandglass, or ~/.local/share/sandglass without root"),
+    ("docker_config", "~/.docker/config.json"),
+    ("launcher", "sandglass-launcher beside sandglass"),
+    ("maxima.cpus", "as many as the machine has"),
+    ("maxima.memory_bytes", "3/4 of the machine's"),
+    ("maxima.open_files", "65536, or the server's own hard limit if that is less"),
+    ("prepared_max", "2, and two for each processor"),
+    ("slots", "the number of processors"),
+];
+
 /// Settings given as flags. `ALL` is for the server; the other subcommands take those that matter to them.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFlags<const ALL: bool> {
@@ -50,15 +65,23 @@ fn offered<const ALL: bool>() -> impl Iterator<Item = (String, Value)> {
     config::leaves().into_iter().filter(|(leaf, _)| ALL || SHARED.contains(&leaf.as_str()))
 }
 
+/// The default in words, where there is one to speak of.
+pub(super) fn shown_default(leaf: &str, default: &Value) -> Option<String> {
+    if let Some((_, words)) = DEPENDS.iter().find(|(name, _)| *name == leaf) {
+        return Some((*words).to_owned());
+    }
+    match default {
+        Value::Array(_) | Value::Boolean(_) => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
 fn argument(leaf: &str, default: &Value) -> Arg {
     let flag = leaf.replace(['.', '_'], "-");
     let words = config::words(leaf);
-    let shown = match default {
-        Value::Array(_) | Value::Boolean(_) => String::new(),
-        Value::String(text) if text.is_empty() => String::new(),
-        Value::String(text) => format!(" [default: {text}]"),
-        other => format!(" [default: {other}]"),
-    };
+    let shown = shown_default(leaf, default).map(|words| format!(" [default: {words}]")).unwrap_or_default();
     let help = format!("{words}{shown} [env: {}]", config::environment_name(leaf));
     let argument = Arg::new(leaf.to_owned()).long(flag).help(help).help_heading(HEADING);
     match default {

@@ -3,10 +3,12 @@
 pub mod flags;
 
 pub mod backup;
+pub mod completions;
 pub mod doctor;
 pub mod image;
 pub mod images;
 pub mod key;
+pub mod manual;
 pub mod openapi;
 pub mod pull;
 pub mod run;
@@ -53,6 +55,10 @@ pub enum Command {
     Doctor(doctor::Arguments),
     /// Print the OpenAPI document
     Openapi(openapi::Arguments),
+    /// Print what makes a shell complete the words of this program
+    Completions(completions::Arguments),
+    /// Write the manual's pages: one for each subcommand, and one for the configuration
+    Manual(manual::Arguments),
 }
 
 /// Says what is wrong with the command line, or shows the help that was asked for. With `run` a code
@@ -81,6 +87,8 @@ impl Cli {
             Command::Restore(arguments) => backup::restore_main(&arguments),
             Command::Doctor(arguments) => doctor::main(&arguments),
             Command::Openapi(arguments) => openapi::main(&arguments),
+            Command::Completions(arguments) => completions::main(&arguments),
+            Command::Manual(arguments) => manual::main(&arguments),
         };
         result.unwrap_or_else(|error| {
             eprintln!("sandglass: {error:#}");

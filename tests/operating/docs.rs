@@ -8,7 +8,9 @@ use support::{Finished, sandglass};
 use crate::{file, text};
 
 /// Defaults that are another on every machine stand there in words.
-const DEPENDS: [&str; 9] = [
+const DEPENDS: [&str; 11] = [
+    "bodies_bytes_max",
+    "data_dir",
     "prepared_max",
     "slots",
     "budget_cpus",

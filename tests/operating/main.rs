@@ -5,6 +5,7 @@ mod backup;
 mod containers;
 mod dashboard;
 mod docs;
+mod manual;
 mod reload;
 mod restore;
 mod rules;

@@ -24,19 +24,6 @@ This page is written by `cargo xtask docs`, and a test compares it with `--print
 |---|---|---|
 ";
 
-/// Defaults that are another on every machine.
-const DEPENDS: &[(&str, &str)] = &[
-    ("slots", "the number of processors"),
-    ("prepared_max", "2, and two for each processor"),
-    ("launcher", "`sandglass-launcher` beside `sandglass`"),
-    ("docker_config", "`~/.docker/config.json`"),
-    ("budget_cpus", "as many as the machine has"),
-    ("budget_memory_bytes", "¾ of the machine's"),
-    ("maxima.cpus", "as many as the machine has"),
-    ("maxima.memory_bytes", "¾ of the machine's"),
-    ("maxima.open_files", "65536, or the server's own hard limit if that is less"),
-];
-
 pub(crate) fn main() -> Result<ExitCode> {
     let programs = cargo::build(&["--package", "sandglass", "--bin", "sandglass"])?;
     let program = programs.get("sandglass")?;
@@ -56,29 +43,31 @@ fn page(config: &str, help: &str) -> String {
             table = format!("{name}.");
         } else if let Some((name, value)) = line.split_once(" = ") {
             let setting = format!("{table}{name}");
-            let default = DEPENDS.iter().find(|(depends, _)| *depends == setting);
-            let default = default.map_or_else(|| format!("`{value}`"), |(_, words)| (*words).to_owned());
-            page += &format!("| `{setting}` | {default} | {} |\n", words(help, &setting).replace('|', "\\|"));
+            let (words, told) = told(help, &setting);
+            // Where the help has other words than this machine's value, it is another on every machine.
+            let default = match told {
+                Some(told) if told != value.trim_matches('"') => told.to_owned(),
+                _ => format!("`{value}`"),
+            };
+            page += &format!("| `{setting}` | {default} | {} |\n", words.replace('|', "\\|"));
         }
     }
     page
 }
 
-/// What `--help` says below the setting's flag, without its default, which has a column of its own.
-fn words(help: &str, setting: &str) -> String {
+/// What `--help` says below the setting's flag, and what it says about the default.
+fn told<'a>(help: &'a str, setting: &str) -> (&'a str, Option<&'a str>) {
     let flag = format!("--{}", setting.replace(['.', '_'], "-"));
     let mut lines = help.lines().skip_while(|line| {
         let line = line.trim_start();
         !line.strip_prefix(&flag).is_some_and(|rest| rest.starts_with([' ', '[', '=']))
     });
     let text = lines.nth(1).unwrap_or_default().trim();
-    text.split(" [default: ")
-        .next()
-        .unwrap_or_default()
-        .split(" [env: ")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    let text = text.split_once(" [env: ").map_or(text, |(text, _)| text);
+    match text.split_once(" [default: ") {
+        Some((words, default)) => (words, default.strip_suffix(']')),
+        None => (text, None),
+    }
 }
 
 #[cfg(test)]
@@ -87,10 +76,12 @@ mod tests {
 
     #[test]
     fn a_setting_has_its_default_and_its_words() {
-        let help = "      --slots <NUMBER>\n          How many [default: 2] [env: S]\n      \
+        let help = "      --slots <NUMBER>\n          How many [default: the number of processors] [env: S]\n      \
+                    --log <TEXT>\n          What is logged [default: info] [env: O]\n      \
                     --limits-cpus <NUMBER>\n          A limit [default: 1.0] [env: L]\n";
         let page = page("slots = 2\nlog = \"info\"\n\n[limits]\ncpus = 1.0\n", help);
         assert!(page.contains("| `slots` | the number of processors | How many |\n"), "{page}");
+        assert!(page.contains("| `log` | `\"info\"` | What is logged |\n"), "{page}");
         assert!(page.ends_with("| `limits.cpus` | `1.0` | A limit |\n"), "{page}");
     }
 }

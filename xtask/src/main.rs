@@ -9,6 +9,7 @@ mod docs;
 mod fuzz;
 mod packages;
 mod pretty;
+mod release;
 mod rounds;
 mod sandboxes;
 mod soak;
@@ -31,6 +32,8 @@ cargo xtask ci        formatting, lints, documentation, a minute of each fuzz ta
 cargo xtask openapi   write openapi/ anew from the code
 cargo xtask dashboard write deploy/grafana/ anew from its source; or `picture`: draw what it shows under load
 cargo xtask docs      write docs/operating/configuration.md anew from the program
+cargo xtask release   static programs, a Debian package, what is in them, and their sums ([x86_64] [aarch64])
+cargo xtask release   --from FOLDER: the same of programs that are built already
 cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGET…])
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
 cargo xtask soak      faults: the tests of faults, drains and upgrades, twenty times ([ROUNDS])
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         "dashboard" => dashboard::main(&rest),
         "docs" => docs::main(),
         "fuzz" => fuzz::main(&rest),
+        "release" => release::main(&rest),
         "soak" if rest.first().is_some_and(|word| word == "faults") => rounds::main(&rest[1..]),
         "soak" => soak::main(&rest),
         "bench" if rest.first().is_some_and(|word| word == "images") => bench::main(&rest),

@@ -20,6 +20,7 @@ pub(crate) const FOR_TESTS: &[&str] = &[
     "iproute2",
     "jq",
     "libc6-dev",
+    "mandoc",
     "mmdebstrap",
     "openssl",
     "podman",

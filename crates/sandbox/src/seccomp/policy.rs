@@ -54,11 +54,12 @@ pub(super) type Policy = BTreeMap<u32, Decision>;
 type Call = (&'static str, c_long);
 type Groups = &'static [(&'static str, &'static [Call])];
 
-/// The numbers of system calls, with those that the C library's bindings don't know yet.
+/// The numbers of system calls, with those that the C library's bindings don't know yet, or not on every processor.
 #[allow(non_upper_case_globals)]
 mod number {
     pub(super) use nix::libc::*;
 
+    pub(super) const SYS_fchmodat2: c_long = 452;
     pub(super) const SYS_map_shadow_stack: c_long = 453;
     pub(super) const SYS_futex_wake: c_long = 454;
     pub(super) const SYS_futex_wait: c_long = 455;
@@ -355,7 +356,7 @@ fn by_argument(profile: Profile) -> Vec<(c_long, Decision)> {
     };
     let allowed = |name, cases| Decision { name, cases, otherwise: Answer::Allow };
     let refused = |name, cases, errno| Decision { name, cases, otherwise: Answer::Refuse(errno) };
-    let mut decisions = vec![
+    Vec::from([
         (libc::SYS_clone, allowed("SYS_clone", clone)),
         (libc::SYS_ioctl, allowed("SYS_ioctl", ioctl)),
         (libc::SYS_setsockopt, allowed("SYS_setsockopt", setsockopt)),
@@ -370,10 +371,9 @@ fn by_argument(profile: Profile) -> Vec<(c_long, Decision)> {
             libc::SYS_socketpair,
             refused("SYS_socketpair", vec![allow(vec![is(0, libc::AF_UNIX as u32)])], Errno::EAFNOSUPPORT),
         ),
-    ];
-    #[cfg(target_arch = "x86_64")]
-    decisions.push((libc::SYS_mknod, allowed("SYS_mknod", devices(1))));
-    decisions
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_mknod, allowed("SYS_mknod", devices(1))),
+    ])
 }
 
 /// A family that isn't there says so; of the others, so do kinds and protocols that aren't.
@@ -404,10 +404,15 @@ pub(super) fn jail() -> Policy {
         SYS_getdents64 SYS_mkdirat SYS_unlinkat SYS_renameat SYS_renameat2 SYS_linkat SYS_symlinkat SYS_readlinkat
         SYS_mknodat SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_utimensat SYS_fsetxattr
         SYS_setxattr SYS_lsetxattr SYS_fgetxattr SYS_flistxattr SYS_fallocate SYS_umask SYS_dup SYS_dup3 SYS_sendmsg SYS_recvmsg
-        SYS_sendto SYS_recvfrom SYS_poll SYS_ppoll SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise
+        SYS_sendto SYS_recvfrom SYS_ppoll SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise
         SYS_futex SYS_getrandom SYS_clock_gettime SYS_gettimeofday SYS_sched_yield SYS_sigaltstack SYS_rt_sigaction
         SYS_rt_sigprocmask SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill SYS_exit SYS_exit_group
         SYS_restart_syscall SYS_rseq SYS_copy_file_range SYS_ioctl SYS_sched_getaffinity
     ];
-    calls.iter().map(|(name, number)| (*number as u32, Decision::plain(name, Answer::Allow))).collect()
+    #[cfg(target_arch = "x86_64")]
+    let here: &[Call] = calls![SYS_poll];
+    #[cfg(not(target_arch = "x86_64"))]
+    let here: &[Call] = &[];
+    let all = calls.iter().chain(here);
+    all.map(|(name, number)| (*number as u32, Decision::plain(name, Answer::Allow))).collect()
 }
