@@ -112,6 +112,9 @@ fn every_number_that_is_promised_has_a_test() {
         let source = text(path);
         let declared = format!("fn {test}()");
         let at = source.find(&declared).unwrap_or_else(|| panic!("{path} has no {test}"));
-        assert!(source[..at].trim_end().ends_with("#[test]"), "{test} is no test");
+        let above = source[..at].trim_end_matches("async ").trim_end();
+        let attribute = above.lines().next_back().unwrap_or_default().trim();
+        let is_test = attribute == "#[test]" || attribute.starts_with("#[tokio::test");
+        assert!(is_test, "{test} is no test");
     }
 }
