@@ -166,6 +166,21 @@ const REQUESTS: &[Panel] = &[
             "{{le}}",
         )],
     ),
+    stacked(
+        "TLS",
+        "reqps",
+        "Handshakes that ended; without TLS there are none.",
+        &[("sum by (result) (rate(sandglass_tls_handshakes_total{@}[$__rate_interval]))", "{{result}}")],
+    ),
+    lines(
+        "Certificate",
+        "s",
+        "How long it is still good; 0 without TLS. Two weeks before its end an alert fires.",
+        &[(
+            "(sandglass_tls_certificate_expires_timestamp_seconds{@} > bool 0) * (sandglass_tls_certificate_expires_timestamp_seconds{@} - time())",
+            "{{instance}}",
+        )],
+    ),
 ];
 
 const OUTCOMES: &[Panel] = &[
