@@ -5,6 +5,7 @@ mod backup;
 mod containers;
 mod dashboard;
 mod docs;
+mod keeps_http2;
 mod manual;
 mod reload;
 mod restore;

@@ -12,6 +12,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use support::{Folder, Process, Request, json, sandglass};
 
+use crate::keeps_http2;
+
 const RUN: &str = r#"{"image":"host","cmd":"echo","args":["hi"]}"#;
 
 /// A server that is handed this socket as systemd would hand it.
@@ -85,7 +87,7 @@ fn servers_that_take_over_one_socket_lose_no_request() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let address = listener.local_addr().expect("an address");
     let folder = Folder::new();
-    let (enough, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (enough, answers, http2) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let mut server = serve_on(&listener, &folder);
     std::thread::scope(|scope| {
         let keep = || scope.spawn(|| ask_again_and_again(address, &enough, &answers));
@@ -103,9 +105,13 @@ fn servers_that_take_over_one_socket_lose_no_request() {
             })
         };
         let clients = [keep(), keep(), fresh(), fresh(), fresh()];
+        let by_http2 =
+            [(); 2].map(|()| scope.spawn(|| keeps_http2::ask_again_and_again(address, RUN, &enough, &http2)));
         for _ in 0..3 {
             let before = answers.load(Ordering::Relaxed);
             support::until("some answers", || answers.load(Ordering::Relaxed) > before + 20);
+            let before = http2.load(Ordering::Relaxed);
+            support::until("some by HTTP/2", || http2.load(Ordering::Relaxed) > before + 5);
             // One that has begun is finished by the server that began it.
             let slow = json!({ "image": "host", "cmd": "sh", "args": ["-c", "sleep 1; echo hi"] });
             let slow = Request::new(address, "POST", "/runs").json(&slow).begin().expect("send a request");
@@ -120,12 +126,19 @@ fn servers_that_take_over_one_socket_lose_no_request() {
         }
         let before = answers.load(Ordering::Relaxed);
         support::until("some answers", || answers.load(Ordering::Relaxed) > before + 20);
+        let before = http2.load(Ordering::Relaxed);
+        support::until("some by HTTP/2", || http2.load(Ordering::Relaxed) > before + 5);
         enough.store(true, Ordering::Relaxed);
         for client in clients {
             assert_eq!(client.join().expect("a client"), Ok(()));
         }
+        for client in by_http2 {
+            let connections = client.join().expect("a client").expect("no request fails");
+            assert!(connections >= 4, "it had {connections} connections to four servers");
+        }
     });
-    println!("{} requests over four servers", answers.load(Ordering::Relaxed));
+    let (one, two) = (answers.load(Ordering::Relaxed), http2.load(Ordering::Relaxed));
+    println!("{one} requests over four servers, and {two} by HTTP/2");
     assert!(server.stop().success());
 }
 
