@@ -3,10 +3,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
-use support::{Daemon, Image, Layer, Liar, Pending, Registry, json, until};
+use support::{Daemon, Image, Layer, Liar, Pending, Registry, json, within};
 
 use crate::images::{ask, reads_the_secret, run, secret};
+
+/// Of a test on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What requests wait before, until it is opened.
 #[derive(Clone, Default)]
@@ -84,9 +88,9 @@ impl Stage {
     fn alice_is_under_way(&self) -> Pending {
         let request = ask(&self.daemon, &self.alice, &self.liar.image("private/slow:1"), "missing");
         let pending = request.begin().expect("send a request");
-        until("the secret is unpacked", || {
+        within(PATIENCE, "the secret is unpacked", || {
             let page = self.daemon.request("GET", "/metrics").key(&self.watcher).send().text();
-            page.lines().any(|line| line == "sandglass_image_unpack_seconds_count 2")
+            page.lines().find(|line| *line == "sandglass_image_unpack_seconds_count 2").map(drop)
         });
         pending
     }
@@ -174,9 +178,9 @@ fn whose_pull_fails_takes_no_layer_from_others() {
     let waiting = ask(&stage.daemon, &stage.dave, &tool, "missing").begin().expect("send a request");
     let asks = |path: &str| path.starts_with("GET /v2/private/tool/blobs/");
     // The config, and the secret; what is below it he sees like everybody else's, and downloads too.
-    until("dave downloads the secret", || {
-        let secret = &stage.registry.layers_of("private/tool", "1")[1];
-        stage.liar.asked().iter().any(|path| asks(path) && path.ends_with(secret.as_str()))
+    let secret = &stage.registry.layers_of("private/tool", "1")[1];
+    within(PATIENCE, "dave downloads the secret", || {
+        stage.liar.asked().iter().find(|path| asks(path) && path.ends_with(secret.as_str())).map(drop)
     });
     stage.is_given.store(false, Ordering::Relaxed);
     drop(alices);

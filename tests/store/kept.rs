@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use support::{Daemon, Image, Layer, Registry, Value, json, until};
+use support::{Daemon, Image, Layer, Registry, Value, json, until, within};
 
 const MEGABYTE: u64 = 1 << 20;
 
@@ -164,5 +164,8 @@ fn an_image_is_gone_at_once_and_its_files_soon() {
     let back = daemon.run(&run(&image, "ls /many | wc -l"));
     assert_eq!(back["stdout"], "3000\n");
     let trash = daemon.data_dir().join("layers/trash");
-    until("its files are gone", || std::fs::read_dir(&trash).expect("read the trash").count() == 0);
+    // How long three thousand files take is up to the disk, and to whoever else writes to it.
+    within(Duration::from_secs(120), "its files are gone", || {
+        (std::fs::read_dir(&trash).expect("read the trash").count() == 0).then_some(())
+    });
 }
