@@ -122,7 +122,8 @@ fn without_null(operation: &mut Value) {
     }
 }
 
-/// Bodies that are taken as they are. A generator makes nothing of a body without a schema.
+/// Bodies and answers that are taken as they are. A generator makes nothing of a body without a schema, and numbers
+/// of bytes where nobody says better.
 fn say_what_bytes_are(operation: &mut Value) {
     let bytes = json!({"type": "string", "format": "binary"});
     let contents = operation.pointer_mut("/requestBody/content").and_then(Value::as_object_mut);
@@ -134,6 +135,14 @@ fn say_what_bytes_are(operation: &mut Value) {
                 }
                 _ => bytes.clone(),
             };
+        }
+    }
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut).into_iter().flatten();
+    let answers =
+        responses.filter_map(|(_, response)| response.get_mut("content")?.as_object_mut()).flatten();
+    for (kind, media) in answers {
+        if ["application/octet-stream", "application/x-tar"].contains(&kind.as_str()) {
+            media["schema"] = bytes.clone();
         }
     }
 }
@@ -207,6 +216,19 @@ mod tests {
                     assert!(known, "{method} {path} {status}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bytes_are_bytes() {
+        let document = document();
+        for (path, kind) in [
+            ("/runs/{id}/stdout", "application/octet-stream"),
+            ("/files/{id}", "application/octet-stream"),
+            ("/backup", "application/x-tar"),
+        ] {
+            let content = &document["paths"][path]["get"]["responses"]["200"]["content"];
+            assert_eq!(content[kind]["schema"]["format"], "binary", "{path}");
         }
     }
 
