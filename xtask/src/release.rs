@@ -55,14 +55,16 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     };
     let version = version()?;
     let epoch = epoch()?;
+    // Once: whoever goes on working while it is made does not have it made of two commits.
+    let commit = commit();
     let folder = cargo::target().join(format!("release-{version}"));
     remake(&folder)?;
     // The pages are the same for every processor, and only a program of this one can write them.
-    let here = programs(host()?, &version, built)?;
+    let here = programs(host()?, &version, &commit, built)?;
     let pages = pages(&here, &folder, epoch)?;
     let mut missing = Vec::new();
     for target in wanted {
-        let packed = programs(target, &version, built)
+        let packed = programs(target, &version, &commit, built)
             .and_then(|programs| package(target, &programs, &version, epoch, &folder, &pages));
         match packed {
             Ok(()) => {}
@@ -131,14 +133,15 @@ fn remake(folder: &Path) -> Result<()> {
 }
 
 /// Both programs: those in `built`, or built for that processor, static and without names of this machine's folders.
-fn programs(target: Target, version: &str, built: Option<&Path>) -> Result<[PathBuf; 2]> {
+fn programs(target: Target, version: &str, commit: &str, built: Option<&Path>) -> Result<[PathBuf; 2]> {
     if let Some(folder) = built {
         return Ok(["sandglass", "sandglass-launcher"].map(|name| folder.join(name)));
     }
     let triple = target.triple;
     // A folder of its own: other flags than everyday's would have everything built anew, there and back.
     let folder = cargo::target().join("dist").display().to_string();
-    let mut env = vec![("SANDGLASS_COMMIT".to_owned(), commit()), ("CARGO_TARGET_DIR".into(), folder)];
+    let mut env =
+        vec![("SANDGLASS_COMMIT".to_owned(), commit.to_owned()), ("CARGO_TARGET_DIR".into(), folder)];
     if triple != host()?.triple {
         prepare_cross(target)?;
         let upper = triple.to_uppercase().replace('-', "_");
