@@ -168,6 +168,11 @@ pub(crate) fn keep_descriptors(
 
 /// Makes `fd` the descriptor `number`, which a following exec then keeps.
 pub(crate) fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    if fd.as_raw_fd() == number {
+        // dup2 would do nothing then, and leave it to be closed by exec.
+        let kept = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
+        return nix::fcntl::fcntl(fd, kept).map(drop);
+    }
     // SAFETY: dup2 touches no memory; the callers replace numbers that they know to be unowned.
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
