@@ -212,6 +212,10 @@ fn every_acknowledged_run_has_one_result_whatever_clients_do_and_whenever_the_se
             drop(std::mem::replace(&mut *here, next));
             if !kill {
                 within(PATIENCE, "what was left to it is done", || is_idle(&here).then_some(()));
+                let trash = here.data_dir().join("layers/trash");
+                within(PATIENCE, "the batches of before are removed", || {
+                    std::fs::read_dir(&trash).is_ok_and(|mut left| left.next().is_none()).then_some(())
+                });
                 before = Some((here.host(), host::descriptors(here.pid()).len()));
             }
         }
