@@ -165,7 +165,10 @@ impl<'a> RunGroup<'a> {
         self.remove_until(deadline)
     }
 
-    fn remove_until(&self, deadline: Instant) -> bool {
+    fn remove_until(&mut self, deadline: Instant) -> bool {
+        // The kernel forgets a directory's files with it, but not those that are open: these would stay in its
+        // caches, some kilobytes for each run, until memory is short.
+        self.meter = Meter::default();
         let parents = self.parents;
         let v1 = [&parents.memory, &parents.pids, &parents.cpu, &parents.cpuacct];
         let dirs =
