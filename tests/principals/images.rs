@@ -166,6 +166,37 @@ fn access_is_proved_again_and_what_is_taken_back_opens_nothing() {
     assert!(!daemon.log().contains("YWxpY2U6"), "a password is in the log");
 }
 
+/// A digest never comes to mean anything else, but whether somebody may have what it means does.
+#[test]
+fn access_to_an_image_by_its_digest_ends_as_well() {
+    let registry = registry();
+    let may = Arc::new(AtomicBool::new(true));
+    let still = Arc::clone(&may);
+    let liar =
+        Liar::that_tells_apart(&registry, move |user, _| user == "alice" && still.load(Ordering::Relaxed));
+    let builder =
+        Daemon::builder().flag("--insecure-registry", liar.host()).flag("--images-access-life-s", 1);
+    let alice = builder.key(&["alice", "--scope", "run,images"]);
+    builder.login("alice", &liar.host(), "alice", "alice");
+    let daemon = builder.start();
+    let first = run(&daemon, &alice, &liar.image("private/tool:1"), "missing").expect(200);
+    let digest = first["image"]["digest"].as_str().expect("a digest");
+    let image = liar.image(&format!("private/tool@{digest}"));
+    reads_the_secret(&run(&daemon, &alice, &image, "missing"));
+    may.store(false, Ordering::Relaxed);
+    until("her access has to be proved again", || run(&daemon, &alice, &image, "never").status == 422);
+    for pull in ["missing", "always"] {
+        run(&daemon, &alice, &image, pull).problem(422, "image-unauthorized");
+    }
+    run(&daemon, &alice, &image, "never").problem(422, "image-not-present");
+    may.store(true, Ordering::Relaxed);
+    reads_the_secret(&run(&daemon, &alice, &image, "missing"));
+
+    daemon.builder_of().login("alice", &liar.host(), "alice", "wrong");
+    until("the login is another", || run(&daemon, &alice, &image, "never").status == 422);
+    run(&daemon, &alice, &image, "missing").problem(422, "image-unauthorized");
+}
+
 /// A layer is kept under the hash of its content. Whoever knows the hash could name it in an image of its own, and
 /// would be given a tree that it could never have downloaded.
 #[test]

@@ -17,9 +17,10 @@ const MOST_INDEXES: usize = 2;
 const HEADER_DIGEST: &str = "docker-content-digest";
 
 impl Pull {
-    /// What the name leads to now, if the registry says so without sending it.
+    /// What the name leads to now, if the registry says so without sending it. A digest leads nowhere else, but
+    /// whose own the image will be has not shown by knowing it that it may have what it means.
     pub(crate) async fn resolve(&self) -> Result<Option<String>, ImageError> {
-        if let Some(digest) = &self.image.digest {
+        if let Some(digest) = self.image.digest.as_ref().filter(|_| self.view.owner.is_none()) {
             return Ok(Some(digest.clone()));
         }
         match self.head(self.image.wanted()).await {
