@@ -67,7 +67,8 @@ pub struct CreateRun {
     #[schema(max_items = 1000)]
     files: Option<Vec<FileRequest>>,
     /// Handed out when the program has ended, however it did: paths, or patterns with `*`, `?`, `[a-z]` and `**`;
-    /// absolute, or relative to the working directory. `?` at the end: it may be missing.
+    /// absolute, or relative to the working directory. `?` at the end: it may be missing. Finding and reading them may
+    /// take 5 s of a processor, and 30 s in all; what was not found by then is told with the path `/` and an `error`.
     #[schema(max_items = 64, example = json!(["report.json", "plots/*.png", "maybe.txt?"]))]
     outputs: Option<Vec<String>>,
     /// Absent ones are the server's defaults; see `GET /info` for those and the maxima.

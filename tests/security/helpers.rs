@@ -103,6 +103,7 @@ fn who_looks_for_outputs_is_the_run_s_user_in_the_run_s_root_and_has_one_pipe() 
         seen.users == users
             && (seen.capabilities, seen.no_new_privileges, seen.filtered) == (0, true, true)
             && seen.address_space.is_some_and(|bytes| bytes <= 1 << 30)
+            && seen.cpu_seconds.is_some_and(|seconds| seconds <= 5)
             && seen.root.contains("w")
             && talks_through(seen, 1, 0)
     });
@@ -139,6 +140,7 @@ fn who_freezes_a_run_can_write_files_in_an_empty_root_and_has_one_socket() {
         seen.users == [0; 4]
             && (seen.capabilities, seen.no_new_privileges, seen.filtered) == (TO_WRITE_FILES, true, true)
             && seen.address_space.is_some_and(|bytes| bytes <= 1 << 30)
+            && seen.cpu_seconds.is_some_and(|seconds| seconds <= 30)
             && talks_through(seen, 0, 1)
     });
     assert_eq!(seen.root, BTreeSet::new(), "{seen:#?}");

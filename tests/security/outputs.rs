@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use support::{Daemon, Host, Value, json};
+use support::{Daemon, Host, Value, json, within};
 
 const SECRET: &str = "what stands in the canary is for nobody";
 
@@ -191,4 +191,27 @@ for i in range(4000): open('/w/%d' % i, 'w')";
     let run = scene.run(script, &patterns);
     assert_eq!(told(&run).last(), Some(&("", "the patterns look at more than 200000 names")), "{run:#}");
     scene.host.assert_unchanged();
+}
+
+/// F-11: nor does it burn a processor for long, which is not the run's own any more.
+#[test]
+fn patterns_that_are_made_to_be_slow_are_given_up_soon() {
+    let daemon = Daemon::builder().host_image().flag("--prepared-max", 0).start();
+    let script = "
+for i in range(4000): open('/w/' + '[' * 250 + '%d' % i, 'w')
+open('/w/first', 'w').write('first')";
+    let slow: Vec<String> = (0..63).map(|end| format!("*{}x{end}", "[".repeat(200))).collect();
+    let outputs: Vec<&str> = ["first"].into_iter().chain(slow.iter().map(String::as_str)).collect();
+    let run = daemon.run(&json!({
+        "image": "host", "cmd": "python3", "args": ["-c", script], "workdir": "/w", "outputs": outputs,
+    }));
+    assert_eq!(told(&run)[0], ("first", "first"), "{run:#}");
+    let (_, last) = told(&run)[1];
+    assert!(last.contains("may take 5 s of a processor"), "{run:#}");
+    let launcher = daemon.launcher_pid();
+    within(Duration::from_secs(60), "the end of the keeper", || {
+        support::host::children(launcher).is_empty().then_some(())
+    });
+    let used = support::host::cpu_of_ended_children(launcher);
+    assert!(used < Duration::from_secs(15), "{used:?}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use run::{OutputContent, OutputPattern, RunOutput, RunSpec};
-use sandbox::protocol::{LaunchOutputs, OutputRecord};
+use sandbox::protocol::{LaunchOutputs, OUTPUTS_CPU_SECONDS, OUTPUTS_SECONDS, OutputRecord};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 
@@ -23,7 +23,7 @@ const RECORD_BYTES_MAX: u32 = 64 * 1024;
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// A little more than the keeper has for it.
-const PATIENCE: Duration = Duration::from_secs(35);
+const PATIENCE: Duration = Duration::from_secs(OUTPUTS_SECONDS + 5);
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -58,7 +58,10 @@ pub(crate) async fn receive(
     let complete = tokio::time::timeout(PATIENCE, receiver.read()).await;
     let mut collected = receiver.collected;
     if !matches!(complete, Ok(Ok(()))) {
-        let error = "not every output could be collected in time".to_owned();
+        let error = format!(
+            "not every output could be collected in time: finding and reading them may take {OUTPUTS_CPU_SECONDS} s of \
+             a processor, and {OUTPUTS_SECONDS} s in all"
+        );
         collected.outputs.push(RunOutput { path: "/".into(), content: OutputContent::Refused(error) });
     }
     collected

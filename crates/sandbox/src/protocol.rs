@@ -222,6 +222,12 @@ pub struct LaunchFile {
     pub len: u64,
 }
 
+/// How much of a processor finding and reading files may take. It is not the run's: nothing else bounds it.
+pub const OUTPUTS_CPU_SECONDS: u64 = 5;
+
+/// How long all of it may take; the server reads as fast as it can write to disk.
+pub const OUTPUTS_SECONDS: u64 = 30;
+
 /// Which files are handed out, and how much at most.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

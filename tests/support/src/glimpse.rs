@@ -19,6 +19,8 @@ pub struct Glimpse {
     pub filtered: bool,
     /// The most bytes of address space, if there is a bound.
     pub address_space: Option<u64>,
+    /// The most seconds of a processor, if there is a bound.
+    pub cpu_seconds: Option<u64>,
     /// What it has open beyond the standard three, without the numbers.
     pub open: Vec<String>,
     /// What lies in its root.
@@ -33,7 +35,10 @@ impl Glimpse {
         };
         let mask = |name: &str| u64::from_str_radix(field(name), 16).unwrap_or(u64::MAX);
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-        let space = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+        let limit = |name: &str| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
         let seen = Self {
             users: host::uids(pid),
             capabilities: ["CapPrm", "CapEff", "CapInh", "CapAmb"]
@@ -42,7 +47,8 @@ impl Glimpse {
                 .fold(0, |a, b| a | b),
             no_new_privileges: field("NoNewPrivs") == "1",
             filtered: field("Seccomp") == "2",
-            address_space: space.split_whitespace().next().and_then(|bytes| bytes.parse().ok()),
+            address_space: limit("Max address space"),
+            cpu_seconds: limit("Max cpu time"),
             open: open(pid),
             root: fs::read_dir(root_of(pid))
                 .ok()?

@@ -210,6 +210,15 @@ pub fn command_line(pid: i32) -> String {
     String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
 }
 
+/// What the ended children of a process, and theirs, have used of processors.
+pub fn cpu_of_ended_children(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = |field: usize| behind_name.split_whitespace().nth(field - 3)?.parse::<u64>().ok();
+    // A tick is what `getconf CLK_TCK` says, which is 100 on every Linux of ours.
+    Duration::from_millis(10 * (ticks(16).unwrap_or(0) + ticks(17).unwrap_or(0)))
+}
+
 /// How much memory a process holds.
 pub fn memory_bytes(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the status of a process");

@@ -8,11 +8,8 @@ use std::time::Duration;
 use super::confine::{self, Child, SETGID, SETUID};
 use super::walk::Walk;
 use crate::inside;
-use crate::protocol::{LaunchOutputs, LaunchSpec};
+use crate::protocol::{LaunchOutputs, LaunchSpec, OUTPUTS_CPU_SECONDS, OUTPUTS_SECONDS};
 use crate::step::Failure;
-
-/// The server reads as fast as it can write to disk.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who the run was, seen from outside.
 #[derive(Clone, Copy, Debug)]
@@ -33,13 +30,13 @@ pub(crate) fn collect(
     let child = Child::start([root.as_fd(), pipe.as_fd()], |[root, pipe]| {
         confine::enter(root.as_fd())?;
         become_run(spec, ids)?;
-        confine::fence()?;
+        confine::fence(OUTPUTS_CPU_SECONDS)?;
         Walk::new(root, File::from(pipe), outputs).run(&spec.workdir);
         Ok(())
     })?;
     // The server sees the end when the child has closed its end.
     drop(pipe);
-    child.wait(control.as_fd(), PATIENCE)
+    child.wait(control.as_fd(), Duration::from_secs(OUTPUTS_SECONDS))
 }
 
 /// As root of the run first, to look up who it ran as; a user who can't be found any more is its root.

@@ -16,7 +16,6 @@ use crate::{seccomp, sys};
 
 /// No child needs more: it copies by pieces.
 const ADDRESS_SPACE_BYTES: u64 = 1 << 30;
-const CPU_SECONDS: u64 = 60;
 
 pub(super) const SETGID: u64 = 1 << 6;
 pub(super) const SETUID: u64 = 1 << 7;
@@ -123,12 +122,12 @@ pub(super) fn become_user(uid: u32, gid: u32, capabilities: u64) -> Result<(), F
     sys::set_capabilities(capabilities | too_many).at("drop capabilities")
 }
 
-/// The last step: only what works on open files can be called any more.
-pub(super) fn fence() -> Result<(), Failure> {
+/// The last step: only what works on open files can be called any more, and not for longer than that.
+pub(super) fn fence(cpu_seconds: u64) -> Result<(), Failure> {
     for (resource, value) in [
         (Resource::RLIMIT_CORE, 1),
         (Resource::RLIMIT_AS, ADDRESS_SPACE_BYTES),
-        (Resource::RLIMIT_CPU, CPU_SECONDS),
+        (Resource::RLIMIT_CPU, cpu_seconds),
     ] {
         if walls::stands("helper_limits") {
             setrlimit(resource, value, value).at("set resource limits")?;

@@ -22,6 +22,9 @@ use crate::{dir, jail, packet, store, sys};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Of a processor: what is to be frozen is bounded in bytes, of which a name costs some.
+const CPU_SECONDS: u64 = 30;
+
 /// CHOWN, DAC_OVERRIDE and FOWNER: what it takes to read anybody's files and to write them as they are.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3;
 
@@ -79,7 +82,7 @@ fn copy(
         confine::enter(empty.as_fd())?;
         drop(empty);
         confine::become_user(0, 0, CAPABILITIES)?;
-        confine::fence()?;
+        confine::fence(CPU_SECONDS)?;
         let word = match Copy::new(&sync, &tree, ids, freeze.bytes_max).run(&upper) {
             Ok(bytes) => Word::Done { bytes },
             Err(CopyError(reason)) => Word::Refused(reason),

@@ -42,7 +42,7 @@ pub(super) fn folders(path: &str) -> Vec<Part> {
 }
 
 /// Whether the name is like the pattern. As in a shell, what begins with a dot wants it said. Takes at most
-/// as many steps as the two lengths multiplied.
+/// as many steps as the two lengths multiplied, where there are no brackets; else that often the pattern's.
 pub(super) fn is_like(name: &[u8], pattern: &str) -> bool {
     let pattern = pattern.as_bytes();
     if name.first() == Some(&b'.') && pattern.first() != Some(&b'.') {
