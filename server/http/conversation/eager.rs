@@ -49,7 +49,8 @@ pub(super) async fn eagerly<F: Future>(work: F) -> F::Output {
     poll_fn(move |context| {
         alarm.outer.register(context.waker());
         for _ in 0..AT_ONCE {
-            alarm.state.store(POLLED, Ordering::Release);
+            // Who has found it woken already, and wakes nobody, must have said what it says before this.
+            alarm.state.swap(POLLED, Ordering::AcqRel);
             if let Poll::Ready(done) = work.as_mut().poll(&mut Context::from_waker(&waker)) {
                 return Poll::Ready(done);
             }
