@@ -1,8 +1,12 @@
 //! The daemon: HTTP in, HTTP out, and the wiring between the rooms that do the work.
 
+// Neither panics where nobody reads: `say` has what is used in their place.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod config;
 pub mod image_settings;
+pub mod say;
 
 pub mod start;
 

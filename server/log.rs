@@ -41,6 +41,8 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Auto => !terminal,
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What nobody reads is lost. That complaint would go the same way, and panic.
+    let log = log.log_internal_errors(false);
     let started = if json {
         let log = log.json().flatten_event(true).with_filter_reloading();
         let handle = log.reload_handle();

@@ -25,6 +25,7 @@ use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
 use crate::notify;
 use crate::reload::{self, Live};
+use crate::say::tell;
 use crate::selftest::{self, Canary};
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
@@ -82,10 +83,10 @@ pub async fn serve(
     let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, tls, closing.clone()));
     let mut serving = Serving { closing, task };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), slots = app.config.slots, "listening on {address}");
-    eprintln!("listening on {address}");
+    tell!("listening on {address}");
     let watched = CancellationToken::new();
     if let Some(apart) = apart {
-        eprintln!("metrics on {}", apart.address(false)?);
+        tell!("metrics on {}", apart.address(false)?);
         tokio::spawn(serve::serve(apart, router::watching(&app), bounds, None, watched.clone()));
     }
     let ahead = tokio::spawn(ahead::pull(app.images.clone(), app.config.images.ahead.clone()));

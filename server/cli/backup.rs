@@ -11,6 +11,7 @@ use engine::RunStore;
 use super::flags::ConfigFlags;
 use crate::backup::{Backup, restore};
 use crate::config::Config;
+use crate::say::{Unsaid, tell};
 use crate::{keys, start};
 
 #[derive(Debug, clap::Args)]
@@ -34,7 +35,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let config = arguments.config.load()?;
     let backup = backup(&config)?;
     if arguments.to.as_os_str() == "-" {
-        backup.write(&mut std::io::stdout().lock()).context("write the backup")?;
+        backup.write(&mut std::io::stdout().lock()).map_err(Unsaid::from).context("write the backup")?;
         return Ok(ExitCode::SUCCESS);
     }
     let written = write(backup, &arguments.to);
@@ -72,10 +73,10 @@ pub fn restore_main(arguments: &RestoreArguments) -> anyhow::Result<ExitCode> {
         restore::restore(&config, file.with_context(|| format!("read {}", arguments.from.display()))?)?
     };
     for path in &restored {
-        eprintln!("restored {}", path.display());
+        tell!("restored {}", path.display());
     }
     if !restored.contains(&keys::file::path(&config.data_dir)) {
-        eprintln!("the backup has no keys: whoever reaches a server on this data directory may run code");
+        tell!("the backup has no keys: whoever reaches a server on this data directory may run code");
     }
     Ok(ExitCode::SUCCESS)
 }

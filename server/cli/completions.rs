@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use crate::say;
+
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Which shell
@@ -12,6 +14,9 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(arguments.shell, &mut super::Cli::command(), "sandglass", &mut std::io::stdout());
+    // It has no way to say that nobody reads.
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut super::Cli::command(), "sandglass", &mut script);
+    say::all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use sandbox::protocol::{Hello, WallState};
 
 use super::flags::ConfigFlags;
 use super::{advice, local};
+use crate::say::{Unsaid, say};
 use crate::selftest::{self, Canary};
 use crate::{posture, privilege, rootless};
 
@@ -23,9 +24,9 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // A running server owns its store; the one beside it is on the same file system and tells the same.
     let config = local::free_store(arguments.config.load()?);
-    println!("version   {}", env!("CARGO_PKG_VERSION"));
-    println!("data      {}", config.data_dir.display());
-    println!("launcher  {}", config.launcher.display());
+    say!("version   {}", env!("CARGO_PKG_VERSION"))?;
+    say!("data      {}", config.data_dir.display())?;
+    say!("launcher  {}", config.launcher.display())?;
     let start = || -> anyhow::Result<(Arc<Launcher>, Hello)> {
         rootless::enter()?;
         privilege::prepare_folders(&config, None)?;
@@ -34,19 +35,19 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (launcher, hello) = match start() {
         Ok(started) => started,
         Err(error) => {
-            println!("\nno run can be started here: {error:#}");
+            say!("\nno run can be started here: {error:#}")?;
             return Ok(ExitCode::FAILURE);
         }
     };
-    show(&hello);
-    advise(&hello);
+    show(&hello)?;
+    advise(&hello)?;
     if let Err(error) = posture::check(&hello, &[]) {
-        println!("\n{error:#}");
+        say!("\n{error:#}")?;
         return Ok(ExitCode::FAILURE);
     }
     // What stands from outside is a promise; from inside it is seen.
     if let Err(error) = Canary::read(&config.launcher).and_then(|canary| fly(canary, &hello, launcher)) {
-        println!("\n{error:#}");
+        say!("\n{error:#}")?;
         return Ok(ExitCode::FAILURE);
     }
     let walls = match posture::weaker(&hello).count() {
@@ -54,9 +55,9 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         1 => "no wall is missing, one is weaker than it could be".to_owned(),
         weaker => format!("no wall is missing, {weaker} are weaker than they could be"),
     };
-    println!(
+    say!(
         "\n{walls}; every limit can be enforced; a run that tried the walls from inside found them standing"
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -69,20 +70,21 @@ fn fly(canary: Canary, hello: &Hello, launcher: Arc<Launcher>) -> anyhow::Result
 }
 
 /// What could be better about the kernel, whether or not a wall depends on it.
-fn advise(hello: &Hello) {
+fn advise(hello: &Hello) -> Result<(), Unsaid> {
     for line in advice::holes(&hello.kernel) {
-        println!("hole    this kernel may have {line}");
+        say!("hole    this kernel may have {line}")?;
     }
     for line in advice::settings() {
-        println!("advice  {line}");
+        say!("advice  {line}")?;
     }
+    Ok(())
 }
 
-fn show(hello: &Hello) {
+fn show(hello: &Hello) -> Result<(), Unsaid> {
     let (major, minor) = sandbox::MIN_KERNEL;
-    println!("kernel    {} (at least {major}.{minor} is needed)", hello.kernel);
-    println!("cgroups   {}", hello.cgroup);
-    println!("ids       {} for each of {} runs at once\n", hello.id_width, hello.max_runs);
+    say!("kernel    {} (at least {major}.{minor} is needed)", hello.kernel)?;
+    say!("cgroups   {}", hello.cgroup)?;
+    say!("ids       {} for each of {} runs at once\n", hello.id_width, hello.max_runs)?;
     let colour = std::io::stdout().is_terminal();
     for wall in &hello.walls {
         let (word, code) = match wall.state {
@@ -91,9 +93,10 @@ fn show(hello: &Hello) {
             WallState::Down => ("DOWN", 31),
         };
         let word = if colour { format!("\x1b[{code}m{word:6}\x1b[0m") } else { format!("{word:6}") };
-        println!("{word}  {:14}  {}", wall.name, wall.detail);
+        say!("{word}  {:14}  {}", wall.name, wall.detail)?;
     }
     for limit in &hello.not_enforced {
-        println!("DOWN    {limit:14}  the limit can't be enforced on this machine");
+        say!("DOWN    {limit:14}  the limit can't be enforced on this machine")?;
     }
+    Ok(())
 }

@@ -18,6 +18,7 @@ use super::flags::ConfigFlags;
 use crate::http::create_run::limit_names;
 use crate::keys::logins::{Auths, LoginFile};
 use crate::keys::{KeyFile, KeyRecord, Ledger, Secret, file};
+use crate::say::{say, tell};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -120,9 +121,8 @@ impl Create {
             file.keys.push(record);
             Ok(())
         })?;
-        eprintln!("key {id} of {name}; it is not shown again:");
-        println!("{}", secret.reveal());
-        Ok(())
+        tell!("key {id} of {name}; it is not shown again:");
+        Ok(say!("{}", secret.reveal())?)
     }
 
     fn record(&self, now: Timestamp) -> anyhow::Result<(KeyRecord, Secret)> {
@@ -218,7 +218,7 @@ impl Import {
             file.keys.extend(given.keys);
             Ok(())
         })?;
-        eprintln!("{count} keys taken over from {}", self.file.display());
+        tell!("{count} keys taken over from {}", self.file.display());
         Ok(())
     }
 }
@@ -232,19 +232,24 @@ impl List {
         let now = Timestamp::now();
         if self.json {
             let keys: Vec<_> = keys.iter().map(|key| shown(key, &ledger, &logins, now)).collect();
-            println!("{}", serde_json::to_string_pretty(&json!({ "keys": keys }))?);
-            return Ok(());
+            return Ok(say!("{}", serde_json::to_string_pretty(&json!({ "keys": keys }))?)?);
         }
-        println!(
+        say!(
             "{:12}  {:16}  {:8}  {:20}  {:20}  {:20}  {:>9}  SCOPES",
-            "ID", "PRINCIPAL", "STATE", "CREATED", "EXPIRES", "LAST USE", "RUNS"
-        );
+            "ID",
+            "PRINCIPAL",
+            "STATE",
+            "CREATED",
+            "EXPIRES",
+            "LAST USE",
+            "RUNS"
+        )?;
         for key in &keys {
             let time = |at: Option<Timestamp>| {
                 at.map_or("never".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
             };
             let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
-            println!(
+            say!(
                 "{:12}  {:16}  {:8}  {:20}  {:20}  {:20}  {:>9}  {}",
                 key.id,
                 key.principal.as_str(),
@@ -254,7 +259,7 @@ impl List {
                 time(ledger.last_use(&key.id)),
                 ledger.totals(&key.principal).runs,
                 scopes.join(",")
-            );
+            )?;
         }
         Ok(())
     }
@@ -276,7 +281,7 @@ impl Revoke {
     fn revoke(&self) -> anyhow::Result<()> {
         let data_dir = self.config.load()?.data_dir;
         let count = take_back(&data_dir, self.id.as_deref(), self.principal.as_deref())?;
-        eprintln!("{count} {} taken back", if count == 1 { "key" } else { "keys" });
+        tell!("{count} {} taken back", if count == 1 { "key" } else { "keys" });
         Ok(())
     }
 }

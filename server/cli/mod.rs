@@ -24,6 +24,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::say;
+
 /// Runs one command of one OCI image in one fresh sandbox, with a limit on everything, and says exactly how it ended.
 #[derive(Debug, Parser)]
 #[command(name = "sandglass", version, about, max_term_width = 110)]
@@ -90,9 +92,6 @@ impl Cli {
             Command::Completions(arguments) => completions::main(&arguments),
             Command::Manual(arguments) => manual::main(&arguments),
         };
-        result.unwrap_or_else(|error| {
-            eprintln!("sandglass: {error:#}");
-            ExitCode::FAILURE
-        })
+        result.unwrap_or_else(|error| say::failed(&error))
     }
 }

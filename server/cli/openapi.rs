@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::http::{docs, problem};
+use crate::say::{self, say};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -13,9 +14,9 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.problems {
-        print!("{}", problem::list());
+        say::all(problem::list().as_bytes())?;
     } else {
-        println!("{}", serde_json::to_string_pretty(&docs::document())?);
+        say!("{}", serde_json::to_string_pretty(&docs::document())?)?;
     }
     Ok(ExitCode::SUCCESS)
 }

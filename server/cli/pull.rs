@@ -9,6 +9,7 @@ use run::Pull;
 
 use super::flags::ConfigFlags;
 use super::local::Local;
+use crate::say::{Unsaid, say};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -37,12 +38,12 @@ impl Show {
     }
 
     /// Says what is here now.
-    pub(super) fn done(&self, lease: &Lease) {
+    pub(super) fn done(&self, lease: &Lease) -> Result<(), Unsaid> {
         let digest = lease.digest.as_deref().unwrap_or("none");
         if self.json {
-            println!("{}", serde_json::json!({ "reference": lease.reference, "digest": digest }));
+            say!("{}", serde_json::json!({ "reference": lease.reference, "digest": digest }))
         } else {
-            println!("{}@{digest}", lease.reference);
+            say!("{}@{digest}", lease.reference)
         }
     }
 }
@@ -51,9 +52,10 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let local = Local::start(&arguments.config.load()?)?;
     let pull = acquire(&local.images, &arguments.image, Pull::Always, &arguments.show);
     let lease = local.runtime.block_on(pull)?;
-    arguments.show.done(&lease);
+    let said = arguments.show.done(&lease);
     drop(lease);
     local.runtime.block_on(local.images.close());
+    said?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -90,7 +92,8 @@ impl Display {
     pub(super) fn show(&mut self, progress: Progress) {
         match self {
             Self::Nowhere => {}
-            Self::Lines => println!("{}", serde_json::to_string(&progress).unwrap_or_default()),
+            // A pull goes on also where nobody hears of it; what was asked for is the image.
+            Self::Lines => drop(say!("{}", serde_json::to_string(&progress).unwrap_or_default())),
             Self::Bars(bars) => bars.show(progress),
         }
     }

@@ -17,6 +17,7 @@ use super::local::{self, Local};
 use super::passthrough::Passthrough;
 use super::pull::Show;
 use super::{pull, run_spec, stdin};
+use crate::say::tell;
 
 /// Our own fault, as `docker run` and `timeout` say it.
 pub(super) const OUR_FAULT: u8 = 125;
@@ -71,12 +72,12 @@ pub fn main(arguments: &Arguments) -> ExitCode {
     match run(arguments) {
         Ok((outcome, spec)) => {
             if let Some(reason) = reason(&outcome, &spec) {
-                eprintln!("sandglass: {reason}");
+                tell!("sandglass: {reason}");
             }
             ExitCode::from(code(&outcome))
         }
         Err(error) => {
-            eprintln!("sandglass: {error:#}");
+            tell!("sandglass: {error:#}");
             ExitCode::from(OUR_FAULT)
         }
     }

@@ -6,7 +6,7 @@ use super::flags::ConfigFlags;
 use crate::http::listener::Listener;
 use crate::privilege::Identity;
 use crate::selftest::Canary;
-use crate::{log, posture, privilege, rootless, start};
+use crate::{log, posture, privilege, rootless, say, start};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -21,7 +21,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let config = arguments.config.load()?;
     let again = arguments.config.clone();
     if arguments.print_config {
-        print!("{}", toml::to_string(&config)?);
+        say::all(toml::to_string(&config)?.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     log::start(config.log_format, &config.log)?;

@@ -106,15 +106,53 @@ fn every_number_that_is_promised_has_a_test() {
     assert_eq!(rows.len(), promises, "every promise names a test and its file");
     assert!(rows.len() > 15);
     for row in rows {
-        let (before, after) = row.rsplit_once("` in `").expect("a test and its file");
-        let test = before.rsplit('`').next().expect("a test");
-        let path = after.split('`').next().expect("a file");
-        let source = text(path);
-        let declared = format!("fn {test}()");
-        let at = source.find(&declared).unwrap_or_else(|| panic!("{path} has no {test}"));
-        let above = source[..at].trim_end_matches("async ").trim_end();
-        let attribute = above.lines().next_back().unwrap_or_default().trim();
-        let is_test = attribute == "#[test]" || attribute.starts_with("#[tokio::test");
-        assert!(is_test, "{test} is no test");
+        for (tests, path) in named(row) {
+            let source = text(path);
+            for test in tests {
+                assert!(is_test(&source, test), "{path} has no test {test}");
+            }
+        }
+    }
+}
+
+/// The tests that a row names, with the file of each: "`a` and `b` in `file`".
+fn named(row: &str) -> Vec<(Vec<&str>, &str)> {
+    let cell = row.trim_end_matches(" |").rsplit(" | ").next().expect("a cell");
+    let mut words = cell.split('`').skip(1).step_by(2);
+    let mut all = Vec::new();
+    let mut tests = Vec::new();
+    for word in &mut words {
+        if word.ends_with(".rs") {
+            all.push((std::mem::take(&mut tests), word));
+        } else {
+            tests.push(word);
+        }
+    }
+    assert!(tests.is_empty() && all.iter().all(|(tests, _)| !tests.is_empty()), "{row}");
+    all
+}
+
+/// Whether it is a test that is run.
+fn is_test(source: &str, name: &str) -> bool {
+    let Some(at) = source.find(&format!("fn {name}()")) else { return false };
+    let above = source[..at].trim_end_matches("async ").trim_end();
+    let attribute = above.lines().next_back().unwrap_or_default().trim();
+    attribute == "#[test]" || attribute.starts_with("#[tokio::test")
+}
+
+/// A file of tests that no program is made of would never be run.
+#[test]
+fn every_file_of_tests_is_part_of_a_test_program() {
+    let programs = text("Cargo.toml");
+    for entry in std::fs::read_dir(file("tests")).expect("list the tests") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (program, main) = match path.is_dir() {
+            true => (path.join("main.rs"), format!("tests/{name}/main.rs")),
+            false => (path, format!("tests/{name}")),
+        };
+        if program.extension().is_some_and(|end| end == "rs") && program.is_file() {
+            assert!(programs.contains(&format!("path = \"{main}\"")), "Cargo.toml has no {main}");
+        }
     }
 }

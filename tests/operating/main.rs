@@ -7,6 +7,7 @@ mod dashboard;
 mod docs;
 mod keeps_http2;
 mod manual;
+mod readers;
 mod reload;
 mod restore;
 mod rules;

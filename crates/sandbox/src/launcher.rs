@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -75,7 +75,7 @@ fn serve(options: &str, jailed: Jailed) -> ExitCode {
     let socket = match take_stdin() {
         Ok(socket) => socket,
         Err(error) => {
-            eprintln!("sandglass-launcher: standard input is no socket: {error}");
+            complain(&Failure::new("take the server's socket", error.to_string()));
             return ExitCode::FAILURE;
         }
     };
@@ -99,12 +99,17 @@ fn serve(options: &str, jailed: Jailed) -> ExitCode {
             launcher.ground.cgroups.remove_made();
             state.forget();
             if let Err(failure) = result {
-                eprintln!("sandglass-launcher: {failure}");
+                complain(&failure);
                 return ExitCode::FAILURE;
             }
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Says what went wrong, if anybody reads it: who has gone is no reason to end in the middle of something.
+fn complain(failure: &Failure) {
+    let _ = writeln!(io::stderr(), "sandglass-launcher: {failure}");
 }
 
 /// The server's socket, out of the place where every child would inherit it: a keeper or an init that
@@ -248,7 +253,7 @@ impl Launcher {
             Ok(Fork::Child) => {
                 sys::close_in_child(self.socket.as_fd());
                 if let Err(failure) = trash::empty(&self.ground.layers) {
-                    eprintln!("sandglass-launcher: {failure}");
+                    complain(&failure);
                 }
                 std::process::exit(0);
             }

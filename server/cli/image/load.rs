@@ -43,9 +43,8 @@ pub(super) fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         local.images.load(archive, name, &mut |step| display.show(step)).await
     });
     display.end();
-    for lease in loaded? {
-        arguments.show.done(&lease);
-    }
+    let said = loaded?.iter().try_for_each(|lease| arguments.show.done(lease));
     local.runtime.block_on(local.images.close());
+    said?;
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use run::PrincipalName;
 use super::flags::ConfigFlags;
 use super::local::Local;
 use super::{images, pull};
+use crate::say::{say, tell};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -81,18 +82,18 @@ fn each(
 ) -> anyhow::Result<ExitCode> {
     let local = Local::start(&config.load()?)?;
     let failed = local.runtime.block_on(async {
-        let mut failed = false;
+        let (mut failed, mut said) = (false, Ok(()));
         for name in names {
             match work(&local.images, name).await {
-                Ok(()) => println!("{}", Images::full_name(name).unwrap_or_default()),
+                Ok(()) => said = said.and_then(|()| say!("{}", Images::full_name(name).unwrap_or_default())),
                 Err(error) => {
-                    eprintln!("sandglass: {error}");
+                    tell!("sandglass: {error}");
                     failed = true;
                 }
             }
         }
         local.images.close().await;
-        failed
-    });
+        said.map(|()| failed)
+    })?;
     Ok(ExitCode::from(u8::from(failed)))
 }

@@ -8,6 +8,7 @@ use run::PrincipalName;
 
 use crate::cli::flags::ConfigFlags;
 use crate::keys::logins::{Auth, Auths, LoginFile, registry};
+use crate::say::tell;
 
 /// The longest password or token that is read.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
@@ -52,7 +53,7 @@ impl Login {
             file.principals.entry(principal.clone()).or_default().auths.extend(given.auths);
             Ok(())
         })?;
-        eprintln!("{principal} has a login of its own at {names}");
+        tell!("{principal} has a login of its own at {names}");
         Ok(())
     }
 
@@ -95,7 +96,7 @@ impl Logout {
             count > 0,
             "{principal} has no such login; `sandglass key list --json` shows those that there are"
         );
-        eprintln!("{count} {} of {principal} taken back", if count == 1 { "login" } else { "logins" });
+        tell!("{count} {} of {principal} taken back", if count == 1 { "login" } else { "logins" });
         Ok(())
     }
 }
