@@ -38,6 +38,7 @@ cargo xtask fuzz      feed each fuzz target for a minute ([--seconds N] [TARGETâ
 cargo xtask soak      100,000 runs, good and hostile, and what they leave ([RUNS])
 cargo xtask soak      faults: the tests of faults, drains and upgrades, twenty times ([ROUNDS])
 cargo xtask soak      judge: a judge's day, 200 submissions with 50 tests each, twice ([SUBMISSIONS])
+cargo xtask soak      footprint: memory with 10,000 finished runs kept, and with 1,000 asleep ([RUNS])
 cargo xtask soak      clients: 64 clients for ten minutes, a server killed and one stopped meanwhile ([SECONDS])
 cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci ([--rounds N] [IMAGEâ€¦])

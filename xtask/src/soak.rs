@@ -1,5 +1,6 @@
 //! What takes longer than a check of every change may: many thousand runs, good and hostile, and a look at the host
-//! and the server before and after; a judge's whole day; many clients for ten minutes.
+//! and the server before and after; a judge's whole day; many clients for ten minutes; ten thousand runs kept and a
+//! thousand asleep.
 
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{cargo, packages};
 
-const USAGE: &str = "usage: cargo xtask soak [RUNS], soak judge [SUBMISSIONS], or soak clients [SECONDS]";
+const USAGE: &str = "usage: cargo xtask soak [RUNS], soak judge [SUBMISSIONS], soak clients [SECONDS], or soak footprint [RUNS]";
 
 /// One of them: the test that does it, and what it is told.
 struct Soak {
@@ -31,11 +32,18 @@ const CLIENTS: Soak = Soak {
     more: &[("SANDGLASS_LOAD_CLIENTS", "64")],
 };
 
+const FOOTPRINT: Soak = Soak {
+    test: &["footprint", "--", "--test-threads=1"],
+    size: ("SANDGLASS_FOOTPRINT_RUNS", "10000"),
+    more: &[("SANDGLASS_FOOTPRINT_SLEEPERS", "1000")],
+};
+
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let (soak, rest) = match words[..] {
         ["judge", ref rest @ ..] => (JUDGE, rest),
         ["clients", ref rest @ ..] => (CLIENTS, rest),
+        ["footprint", ref rest @ ..] => (FOOTPRINT, rest),
         ref rest => (RUNS, rest),
     };
     let number = rest.first().copied().unwrap_or(soak.size.1);
