@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use support::{Daemon, Image, Layer, Liar, Lie, Registry, Value, json, until, within};
+use support::{Daemon, Image, Layer, Liar, Lie, Registry, Relay, Value, json, until, within};
 
 fn run(image: &str, script: &str) -> Value {
     json!({ "image": image, "cmd": "sh", "args": ["-c", script] })
@@ -189,6 +189,22 @@ fn a_connection_that_breaks_is_taken_up_where_it_broke() {
     assert!((downloaded - size as f64).abs() < 1.0, "{downloaded} of {size}: no byte twice");
     assert!(daemon.metric("sandglass_image_registry_retries_total{reason=\"broken\"}") >= 2.0);
     assert!(daemon.metric("sandglass_image_layer_wait_seconds_total{for=\"registry\"}") > 0.0);
+}
+
+#[test]
+fn of_a_layer_that_was_cut_off_only_the_rest_is_sent_again() {
+    const LAYER: usize = 24 << 20;
+    let registry = Registry::start();
+    registry.push("large", "1", &Image::busybox().layer(noisy_layer("large", LAYER)));
+    let size: u64 = registry.sizes_of("large", "1").iter().sum();
+    let relay = Relay::cut_after(&registry, size / 10 * 9);
+    let daemon = Daemon::builder().flag("--insecure-registry", relay.host()).start();
+    let run = daemon.run(&run(&relay.image("large:1"), "wc -c < /large"));
+    assert_eq!(run["stdout"], format!("{LAYER}\n"), "{run:#}");
+    assert!(relay.was_cut());
+    // Counted on the wire: what the client was given before the cut and throws away now would be seen.
+    let sent = relay.sent_bytes();
+    assert!(sent >= size && sent <= size + (1 << 20), "{sent} bytes for {size}");
 }
 
 #[test]

@@ -103,6 +103,44 @@ fn sizes_say_what_an_image_has_alone_and_what_it_shares() {
 }
 
 #[test]
+fn images_that_share_layers_take_of_the_disk_what_each_layer_takes_once() {
+    const IMAGES: u64 = 6;
+    let registry = Registry::empty();
+    // Each has one file, so that its archive is hardly longer than that.
+    let base = [zeros("low", 16), zeros("high", 8)];
+    for at in 0..IMAGES {
+        let image = base.iter().fold(Image::new([]), |image, layer| image.layer(layer.clone()));
+        registry.push("stack", &at.to_string(), &image.layer(zeros(&format!("own-{at}"), 1)));
+    }
+    let daemon = Daemon::with_registry(&registry);
+    let before = support::disk_bytes(&daemon.data_dir());
+    for at in 0..IMAGES {
+        let image = registry.image(&format!("stack:{at}"));
+        daemon.post("/images", &json!({ "image": image })).expect(200);
+    }
+    let unique = (16 + 8 + IMAGES) * MEGABYTE;
+    let taken = support::disk_bytes(&daemon.data_dir()) - before;
+    let most = unique / 100 * 102 + IMAGES * 1_000_000;
+    assert!((unique..=most).contains(&taken), "{taken} bytes for {unique}, of at most {most}");
+}
+
+#[test]
+fn an_image_that_is_here_costs_no_request_and_no_write() {
+    let registry = Registry::start();
+    let image = registry.image("busybox");
+    let daemon = Daemon::with_registry(&registry);
+    daemon.post("/images", &json!({ "image": image })).expect(200);
+    let records = daemon.data_dir().join("records");
+    let (asked, written) = (registry.seen().len(), support::stamps(&records));
+    assert!(written.len() >= 2, "{written:?}");
+    for _ in 0..20 {
+        daemon.run(&run(&image, "true"));
+    }
+    assert_eq!(registry.seen().len(), asked);
+    assert_eq!(support::stamps(&records), written);
+}
+
+#[test]
 fn images_that_are_wanted_ahead_are_there_before_anybody_asks_and_stay() {
     let registry = three_images();
     let a = registry.image("a:1");

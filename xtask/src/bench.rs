@@ -1,10 +1,12 @@
 //! `cargo xtask bench images`: how long images take from a registry to files, beside whatever else this machine has
 //! that can do it. Every pull starts on a file system made for it, because one on which much was deleted makes
 //! whoever comes next slow; tools take turns, and medians are compared, because the machine is never quite idle.
+//! What is promised about images besides that is measured too.
 
 mod floor;
 mod goals;
 mod report;
+mod rest;
 mod tools;
 mod watch;
 
@@ -19,21 +21,36 @@ use serde::Serialize;
 use crate::{cargo, packages};
 use tools::Tool;
 
-const USAGE: &str = "usage: cargo xtask bench images [--rounds N] [IMAGE…]  (gcc, small, many, huge)";
+const USAGE: &str = "usage: cargo xtask bench images [--rounds N] [WHAT…]  (gcc, small, many, huge; memory, there, \
+                     always, disk, crowd, cut, removal)";
 const IMAGES: [&str; 4] = ["gcc", "small", "many", "huge"];
 const ROUNDS: usize = 5;
 /// What the measurement needs, and the peers that Debian has.
 const PACKAGES: &[&str] = &["containerd", "curl", "e2fsprogs", "isal", "podman", "skopeo", "umoci"];
 
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
-    let (rounds, images) = read(words)?;
+    let Plan { rounds, images, rest } = Plan::read(words)?;
     packages::install(packages::FOR_TESTS)?;
     packages::install(PACKAGES)?;
-    let programs = cargo::build(&["--release", "--package", "sandglass", "--bins"])?;
-    let storage = storage()?;
     let place = cargo::target().join("bench");
     std::fs::create_dir_all(&place)?;
-    let registry = Registry::start(&storage, &place)?;
+    let images = if images.is_empty() { Vec::new() } else { pulls(&images, rounds, &place)? };
+    let rest = if rest.is_empty() { Vec::new() } else { rest::measure(&rest, rounds, &place)? };
+    let (raw, table) = (place.join("images.json"), place.join("images.md"));
+    let mut text = report::markdown(&images);
+    if !rest.is_empty() {
+        text += &rest::markdown(&rest);
+    }
+    std::fs::write(&raw, serde_json::to_vec_pretty(&serde_json::json!({ "images": images, "rest": rest }))?)?;
+    std::fs::write(&table, &text)?;
+    println!("{text}\nwrote {} and {}", raw.display(), table.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everybody's pulls, in turns.
+fn pulls(images: &[&'static str], rounds: usize, place: &Path) -> Result<Vec<report::Image>> {
+    let programs = cargo::build(&["--release", "--package", "sandglass", "--bins"])?;
+    let registry = Registry::start(&storage()?, place)?;
     let tools = tools::all(programs.get("sandglass")?);
     let mut all = Vec::new();
     for image in images {
@@ -41,32 +58,43 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
         for round in 0..rounds {
             eprintln!("{image}: round {} of {rounds}", round + 1);
             for tool in &tools {
-                measured.entry(tool.name).or_default().push(measure(tool, &registry, image, &place)?);
+                measured.entry(tool.name).or_default().push(measure(tool, &registry, image, place)?);
             }
         }
-        let floor = floor::measure(&registry.host, image, &place)?;
+        let floor = floor::measure(&registry.host, image, place)?;
         all.push(report::Image { image, floor_s: floor, tools: measured });
     }
-    let (raw, table) = (place.join("images.json"), place.join("images.md"));
-    let text = report::markdown(&all);
-    std::fs::write(&raw, serde_json::to_vec_pretty(&all)?)?;
-    std::fs::write(&table, &text)?;
-    println!("{text}\nwrote {} and {}", raw.display(), table.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(all)
 }
 
-fn read(words: &[String]) -> Result<(usize, Vec<&'static str>)> {
-    let (mut rounds, mut images) = (ROUNDS, Vec::new());
-    let mut words = words.iter().map(String::as_str);
-    ensure!(words.next() == Some("images"), USAGE);
-    while let Some(word) = words.next() {
-        if word == "--rounds" {
-            rounds = words.next().and_then(|number| number.parse().ok()).filter(|n| *n > 0).context(USAGE)?;
-        } else {
-            images.push(*IMAGES.iter().find(|image| **image == word).context(USAGE)?);
+/// What is measured, and how often; all of it where nothing was named.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    rounds: usize,
+    images: Vec<&'static str>,
+    rest: Vec<&'static str>,
+}
+
+impl Plan {
+    fn read(words: &[String]) -> Result<Self> {
+        let (mut rounds, mut images, mut rest) = (ROUNDS, Vec::new(), Vec::new());
+        let mut words = words.iter().map(String::as_str);
+        ensure!(words.next() == Some("images"), USAGE);
+        while let Some(word) = words.next() {
+            if word == "--rounds" {
+                let number = words.next().and_then(|number| number.parse().ok());
+                rounds = number.filter(|rounds| *rounds > 0).context(USAGE)?;
+            } else if let Some(image) = IMAGES.iter().find(|image| **image == word) {
+                images.push(*image);
+            } else {
+                rest.push(*rest::ALL.iter().find(|what| **what == word).context(USAGE)?);
+            }
         }
+        if images.is_empty() && rest.is_empty() {
+            (images, rest) = (IMAGES.into(), rest::ALL.into());
+        }
+        Ok(Self { rounds, images, rest })
     }
-    Ok((rounds, if images.is_empty() { IMAGES.into() } else { images }))
 }
 
 /// The images are made once, by the tests' own means.
@@ -156,4 +184,28 @@ fn measure(tool: &Tool, registry: &Registry, image: &str, place: &Path) -> Resul
     };
     let unsynced_seconds = unpacked.map(|unpacked| unpacked - began);
     Ok(Measured { seconds: ended - began, unsynced_seconds, memory_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_is_measured_and_otherwise_everything() {
+        let read = |words: &str| {
+            let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+            Plan::read(&words)
+        };
+        let plan = |rounds, images: &[&'static str], rest: &[&'static str]| Plan {
+            rounds,
+            images: images.into(),
+            rest: rest.into(),
+        };
+        assert_eq!(read("images").unwrap(), plan(5, &IMAGES, &rest::ALL));
+        assert_eq!(read("images many gcc").unwrap(), plan(5, &["many", "gcc"], &[]));
+        assert_eq!(read("images --rounds 2 cut").unwrap(), plan(2, &[], &["cut"]));
+        for words in ["", "images tiny", "images --rounds 0", "images --rounds", "bench"] {
+            assert!(read(words).is_err(), "{words}");
+        }
+    }
 }

@@ -3,13 +3,12 @@
 //! to the walls is the difference; the benchmark is made of it.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
 use run::Exit;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +17,7 @@ use crate::keeper::{self, Ground, Job};
 use crate::protocol::{Event, LaunchSpec, Outline};
 use crate::step::{At, Failure};
 use crate::sys::{self, Fork};
+use crate::worker::Worker;
 use crate::{client, packet, setup};
 
 /// How often, by how many at once, and how far apart one spawner's runs begin; as fast as it can where
@@ -85,33 +85,20 @@ fn spawn(ground: &Ground, spec: &LaunchSpec, null: &OwnedFd, plan: &Plan) -> Res
     let began = Instant::now();
     let mut spawners = Vec::new();
     for slot in 0..plan.spawners {
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("make a pipe")?;
-        match sys::fork().at("fork a spawner")? {
-            Fork::Child => {
-                let result =
-                    run_all(ground, spec, null, slot, plan, began).map_err(|error| error.to_string());
-                let line = serde_json::to_vec(&result).unwrap_or_default();
-                std::process::exit(i32::from(File::from(write).write_all(&line).is_err()));
-            }
-            Fork::Parent(pid) => spawners.push((pid, File::from(read))),
-        }
+        spawners.push(Worker::start(|| run_all(ground, spec, null, slot, plan, began))?);
     }
     let mut measured = Measured { latencies_us: Vec::new(), wall_us: 0 };
     let mut failed = None;
-    for (pid, mut pipe) in spawners {
-        let mut line = Vec::new();
-        pipe.read_to_end(&mut line).at("hear a spawner")?;
-        let _ = sys::wait(Some(pid), true);
-        match serde_json::from_slice::<Result<Spawned, String>>(&line) {
-            Ok(Ok(spawned)) => {
+    for spawner in spawners {
+        match spawner.finish::<Spawned>() {
+            Ok(spawned) => {
                 measured.latencies_us.extend(spawned.latencies_us);
                 measured.wall_us = measured.wall_us.max(spawned.ended_us);
             }
-            Ok(Err(message)) => failed = Some(message),
-            Err(error) => failed = Some(format!("it ended without a word: {error}")),
+            Err(failure) => failed = Some(failure),
         }
     }
-    failed.map_or(Ok(measured), |message| Err(Failure::new("run in a loop", message)))
+    failed.map_or(Ok(measured), Err)
 }
 
 fn run_all(

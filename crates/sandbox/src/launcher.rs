@@ -48,7 +48,8 @@ pub struct Jailed {
 
 /// `sandglass-launcher serve JSON`, with the server's socket as standard input, or
 /// `sandglass-launcher run SPEC.json [LAYERS]`, which executes one spec by hand, or
-/// `sandglass-launcher time SPEC.json LAYERS RUNS SPAWNERS [EVERY_US]`, which does that over and over.
+/// `sandglass-launcher time SPEC.json LAYERS RUNS SPAWNERS [EVERY_US]`, which does that over and over, or
+/// `sandglass-launcher mount SPEC.json LAYERS TIMES`, which only puts its root together.
 pub fn main(jailed: Jailed) -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
@@ -57,12 +58,14 @@ pub fn main(jailed: Jailed) -> ExitCode {
         ["run", spec] => crate::by_hand::run(spec, None),
         ["run", spec, layers] => crate::by_hand::run(spec, Some(layers)),
         ["time", spec, layers, ref plan @ ..] => crate::bare_loop::time(spec, layers, plan),
+        ["mount", spec, layers, times] => crate::bare_mount::mount(spec, layers, times),
         ["canary"] => crate::canary::main(None),
         ["canary", word] => crate::canary::main(Some(word)),
         _ => {
             eprintln!(
                 "usage: sandglass-launcher run SPEC.json [LAYERS]\n       sandglass-launcher time SPEC.json LAYERS \
-                 RUNS SPAWNERS [EVERY_US]\n(`serve` is started by sandglass itself)"
+                 RUNS SPAWNERS [EVERY_US]\n       sandglass-launcher mount SPEC.json LAYERS TIMES\n(`serve` is \
+                 started by sandglass itself)"
             );
             ExitCode::from(2)
         }

@@ -19,10 +19,12 @@ pub mod client;
 pub mod launcher;
 
 mod bare_loop;
+mod bare_mount;
 mod by_hand;
 mod canary;
 mod setup;
 mod walls;
+mod worker;
 
 mod keeper;
 mod prepare;

@@ -64,6 +64,11 @@ impl Blob {
         Self { digest: digest(&bytes), content: Content::Bytes(bytes.into()) }
     }
 
+    /// One that is in a file already, under the digest that it has.
+    pub(crate) fn in_file(digest: &str, path: PathBuf) -> Self {
+        Self { digest: digest.into(), content: Content::File(path) }
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         match &self.content {
             Content::Bytes(bytes) => bytes.to_vec(),
@@ -131,7 +136,7 @@ impl Layer {
     /// A layer too large for memory: `tar` compressed into the file `into`.
     pub fn from_file(compression: Compression, tar: &Path, into: &Path) -> std::io::Result<Self> {
         compression.compress(&mut File::open(tar)?, &mut File::create(into)?)?;
-        let blob = Blob { digest: hash_file(into)?, content: Content::File(into.to_owned()) };
+        let blob = Blob::in_file(&hash_file(into)?, into.to_owned());
         Ok(Self::new(blob, hash_file(tar)?, compression))
     }
 

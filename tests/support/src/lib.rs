@@ -16,6 +16,7 @@ pub mod image;
 pub mod liar;
 pub mod prometheus;
 pub mod registry;
+pub mod relay;
 pub mod stock;
 pub mod user;
 
@@ -26,6 +27,7 @@ pub mod host;
 pub mod marked;
 
 mod command;
+mod measured;
 mod place;
 mod process;
 mod service;
@@ -43,9 +45,10 @@ pub use http::{Pending, Request, Response};
 pub use hub::Hub;
 pub use image::{Compression, Image, Layer};
 pub use liar::{Liar, Lie};
-pub use place::{Folder, disk_bytes, repository, target};
+pub use place::{Folder, disk_bytes, repository, stamps, target};
 pub use process::Process;
 pub use registry::Registry;
+pub use relay::Relay;
 pub use service::Service;
 pub use skip::skip;
 pub use user::User;

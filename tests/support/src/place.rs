@@ -72,3 +72,20 @@ pub fn disk_bytes(folder: &Path) -> u64 {
     add(folder, &mut seen);
     seen.values().sum()
 }
+
+/// When each file below a folder was last written or replaced, by its path.
+pub fn stamps(folder: &Path) -> BTreeMap<PathBuf, (u64, i64, i64)> {
+    fn add(path: &Path, found: &mut BTreeMap<PathBuf, (u64, i64, i64)>) {
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            let Ok(stat) = entry.metadata() else { continue };
+            if stat.is_dir() {
+                add(&entry.path(), found);
+            } else {
+                found.insert(entry.path(), (stat.ino(), stat.mtime(), stat.mtime_nsec()));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    add(folder, &mut found);
+    found
+}

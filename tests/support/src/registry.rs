@@ -45,19 +45,19 @@ impl Registry {
     /// A registry that has the stock images: `busybox` (tags `latest`, `zstd`, `plain`) and `python:3`.
     #[track_caller]
     pub fn start() -> Self {
-        let template = stock::registry();
-        let registry = Self::prepare();
-        copy(&template, &registry.path().join("storage")).expect("copy the stock images");
-        Self::launch(registry, false)
+        Self::launch(Self::prepare_with(&stock::registry()), false)
     }
 
     /// A registry that has `toolbox:1`: compilers, interpreters and a database.
     #[track_caller]
     pub fn with_toolbox() -> Self {
-        let template = stock::toolbox();
-        let registry = Self::prepare();
-        copy(&template, &registry.path().join("storage")).expect("copy the toolbox");
-        Self::launch(registry, false)
+        Self::launch(Self::prepare_with(&stock::toolbox()), false)
+    }
+
+    /// A registry that has what is measured with: `gcc:1`, `small:1`, `many:1` and `huge:1`.
+    #[track_caller]
+    pub fn with_bench_images() -> Self {
+        Self::launch(Self::prepare_with(&stock::bench()), false)
     }
 
     /// A registry that has nothing yet.
@@ -69,10 +69,7 @@ impl Registry {
     /// A registry that has the stock images and asks for [`USER`] and [`PASSWORD`].
     #[track_caller]
     pub fn that_asks() -> Self {
-        let template = stock::registry();
-        let registry = Self::prepare();
-        copy(&template, &registry.path().join("storage")).expect("copy the stock images");
-        Self::launch(registry, true)
+        Self::launch(Self::prepare_with(&stock::registry()), true)
     }
 
     /// A registry on storage of the caller's, to fill it.
@@ -87,6 +84,12 @@ impl Registry {
         let place = target().join("registries");
         fs::create_dir_all(&place).expect("make a folder for registries");
         tempfile::tempdir_in(place).expect("make a folder for a registry")
+    }
+
+    fn prepare_with(template: &Path) -> tempfile::TempDir {
+        let registry = Self::prepare();
+        copy(template, &registry.path().join("storage")).expect("copy images");
+        registry
     }
 
     fn launch(folder: tempfile::TempDir, asks: bool) -> Self {

@@ -40,6 +40,16 @@ impl Image {
         let most = self.tools.get(tool)?.iter().map(|one| one.memory_bytes).max()?;
         Some((most >> 20) as f64)
     }
+
+    /// The quickest of all others.
+    pub(super) fn best_peer(&self) -> Option<(&'static str, f64)> {
+        let peers = self.tools.keys().filter(|tool| **tool != OURS);
+        peers.filter_map(|tool| Some((*tool, self.took(tool)?))).min_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+}
+
+pub(super) fn verdict(measured: f64, most: f64) -> &'static str {
+    if measured <= most { "met" } else { "**missed**" }
 }
 
 fn median(mut numbers: Vec<f64>) -> Option<f64> {
@@ -49,11 +59,14 @@ fn median(mut numbers: Vec<f64>) -> Option<f64> {
 
 pub(super) fn markdown(images: &[Image]) -> String {
     let mut text = String::new();
+    if images.is_empty() {
+        return text;
+    }
     images.iter().for_each(|image| table(&mut text, image));
     text += "\n## Goals\n\n| what | goal | measured | |\n|---|---|---|---|\n";
     for goal in images.iter().flat_map(goals::of) {
         let goals::Goal { what, most, measured } = goal;
-        let verdict = if measured <= most { "met" } else { "**missed**" };
+        let verdict = verdict(measured, most);
         let _ = writeln!(text, "| {what} | ≤ {most} | {measured:.2} | {verdict} |");
     }
     text
