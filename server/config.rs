@@ -1,6 +1,9 @@
 //! Everything that an operator can set, with every default visible. Built once, in layers:
 //! the defaults, then the file, then `SANDGLASS_…` in the environment, then flags of the same names.
 
+mod machine;
+mod names;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +11,20 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use run::{Limits, Maxima};
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::http::proxies::Proxies;
 use crate::traces::Collector;
 
-use crate::image_settings::{self, ImageSettings};
+use crate::image_settings::ImageSettings;
 use crate::{keys, memory};
+
+use machine::{
+    beside_this_program, default_bodies_bytes, default_data_dir, default_docker_config, default_limits,
+    host_cpus, open_files_max,
+};
+pub use names::{environment_name, leaves, read_value, set, words};
+use names::{from_environment, merge};
 
 macro_rules! config {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
@@ -327,149 +337,6 @@ impl Config {
     pub fn drain_deadline(&self) -> Duration {
         Duration::from_millis(self.drain_deadline_ms)
     }
-}
-
-/// Every name that can be set, with its default: `slots`, `limits.wall_time_ms`…
-pub fn leaves() -> Vec<(String, Value)> {
-    let mut leaves = Vec::new();
-    for (name, value) in Table::try_from(Config::default()).unwrap_or_default() {
-        match value {
-            Value::Table(inner) => {
-                leaves.extend(inner.into_iter().map(|(leaf, value)| (format!("{name}.{leaf}"), value)));
-            }
-            value => leaves.push((name, value)),
-        }
-    }
-    leaves
-}
-
-/// What a setting is, in words; the limits are told elsewhere.
-pub fn words(leaf: &str) -> &'static str {
-    let known = SETTINGS.iter().chain(image_settings::SETTINGS).find(|(name, _)| *name == leaf);
-    match known {
-        Some((_, words)) => words.trim(),
-        None if leaf.starts_with("limits.") => "The default of this limit",
-        None => "The most of this limit",
-    }
-}
-
-/// `limits.wall_time_ms` is `SANDGLASS_LIMITS_WALL_TIME_MS` in the environment.
-pub fn environment_name(leaf: &str) -> String {
-    format!("SANDGLASS_{}", leaf.replace('.', "_").to_uppercase())
-}
-
-/// A value as somebody typed it, read as what its default is.
-pub fn read_value(leaf: &str, default: &Value, text: &str) -> anyhow::Result<Value> {
-    let value = match default {
-        Value::Boolean(_) => match text {
-            "true" | "1" | "yes" => Value::Boolean(true),
-            "false" | "0" | "no" | "" => Value::Boolean(false),
-            _ => bail!("{leaf} is {text:?}; it must be true or false"),
-        },
-        Value::Integer(_) => Value::Integer(
-            text.parse().with_context(|| format!("{leaf} is {text:?}; it must be a whole number"))?,
-        ),
-        Value::Float(_) => {
-            Value::Float(text.parse().with_context(|| format!("{leaf} is {text:?}; it must be a number"))?)
-        }
-        Value::Array(_) => {
-            let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-            Value::Array(words.map(|word| Value::String(word.into())).collect())
-        }
-        _ => Value::String(text.into()),
-    };
-    Ok(value)
-}
-
-/// Puts one leaf into a table of settings.
-pub fn set(table: &mut Table, leaf: &str, value: Value) {
-    match leaf.split_once('.') {
-        None => {
-            table.insert(leaf.into(), value);
-        }
-        Some((outer, inner)) => {
-            let entry = table.entry(outer).or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(nested) = entry {
-                nested.insert(inner.into(), value);
-            }
-        }
-    }
-}
-
-fn from_environment(env: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Table> {
-    let mut table = Table::new();
-    for (leaf, default) in leaves() {
-        let name = environment_name(&leaf);
-        if let Some(text) = env(&name) {
-            set(&mut table, &leaf, read_value(&name, &default, &text)?);
-        }
-    }
-    Ok(table)
-}
-
-fn merge(below: &mut Table, above: Table) {
-    for (name, value) in above {
-        match (below.get_mut(&name), value) {
-            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
-            (_, value) => {
-                below.insert(name, value);
-            }
-        }
-    }
-}
-
-// ---------------------------------------------------------------- defaults that depend on the machine
-
-/// Memory for one run is bounded by three quarters of what the machine has.
-fn default_limits() -> (Limits, Maxima) {
-    let host_bytes = memory::bytes().unwrap_or(1 << 30);
-    let standard = Maxima::default();
-    let open_files = standard.open_files.min(open_files_max());
-    let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, cpus: host_cpus(), ..standard };
-    let standard = Limits::default();
-    let limits = Limits { memory_bytes: standard.memory_bytes.min(maxima.memory_bytes), ..standard };
-    (limits, maxima)
-}
-
-/// More than its own hard limit nobody can grant, unless it has CAP_SYS_RESOURCE.
-fn open_files_max() -> u64 {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
-    let more = Maxima::default().open_files;
-    if hard >= more || setrlimit(Resource::RLIMIT_NOFILE, soft, more).is_ok() { more } else { hard }
-}
-
-fn host_cpus() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
-}
-
-/// An eighth of what there is, though no less than one body and no more than is of use.
-fn default_bodies_bytes() -> usize {
-    let eighth = memory::bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 8).unwrap_or(usize::MAX));
-    eighth.clamp(32 * 1024 * 1024, 256 * 1024 * 1024)
-}
-
-/// One place for the machine's images when we may write there, else one of the user's own.
-fn default_data_dir() -> PathBuf {
-    if nix::unistd::geteuid().is_root() {
-        return "/var/lib/sandglass".into();
-    }
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
-    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(home);
-    base.unwrap_or_else(|| "/var/lib".into()).join("sandglass")
-}
-
-fn default_docker_config() -> String {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
-    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
-    folder.map(|folder| folder.join("config.json").display().to_string()).unwrap_or_default()
-}
-
-fn beside_this_program(name: &str) -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .and_then(|path| Some(path.parent()?.join(name)))
-        .unwrap_or_else(|| name.into())
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 //! Every label value comes from a closed set and exists from the start, so that a rate of zero is a
 //! line on a dashboard and not a gap.
 
+mod images;
 mod make;
 mod queued;
+mod runs;
 mod tls;
 
 use std::collections::HashSet;
@@ -16,7 +18,7 @@ use prometheus::{
     CounterVec, Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use run::{KilledFor, Outcome, Run, Verdict};
+use run::Outcome;
 
 pub use self::tls::Handshake;
 
@@ -423,132 +425,6 @@ impl DiskGauges {
     }
 }
 
-impl image::Observer for Telemetry {
-    fn cache_hit(&self) {
-        self.cache_hits.inc();
-    }
-
-    fn cache_miss(&self) {
-        self.cache_misses.inc();
-    }
-
-    fn pull_coalesced(&self) {
-        self.coalesced.inc();
-    }
-
-    fn pull_started(&self) {
-        tracing::debug!("pull started");
-    }
-
-    fn pull_finished(&self, result: image::PullResult, took: Duration) {
-        let label = result.as_str();
-        self.pulls.with_label_values(&[label]).inc();
-        self.pull_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
-        tracing::info!(result = label, took_ms = took.as_millis() as u64, "pull finished: {label}");
-    }
-
-    fn bytes_downloaded(&self, bytes: u64) {
-        self.pull_bytes.inc_by(bytes);
-    }
-
-    fn layer_unpacked(&self, took: Duration) {
-        self.unpack_seconds.observe(took.as_secs_f64());
-    }
-
-    fn layer_waited(&self, registry: Duration, unpacker: Duration) {
-        self.pull_waits.with_label_values(&["registry"]).inc_by(registry.as_secs_f64());
-        self.pull_waits.with_label_values(&["unpacker"]).inc_by(unpacker.as_secs_f64());
-    }
-
-    fn retried(&self, reason: &'static str) {
-        self.retries.with_label_values(&[reason]).inc();
-        tracing::warn!(reason, "a registry is asked again");
-    }
-
-    fn image_removed(&self, why: image::Eviction) {
-        self.evictions.with_label_values(&[why.as_str()]).inc();
-    }
-}
-
 fn powers_of_two(from: i32, to: i32) -> Vec<f64> {
     (from..=to).map(|power| 2f64.powi(power)).collect()
-}
-
-impl engine::Observer for Telemetry {
-    fn batch_finished(&self, verdict: Option<Verdict>) {
-        let result = match verdict {
-            Some(Verdict::CompileError) => "compile_error",
-            Some(Verdict::Cancelled) => "cancelled",
-            Some(Verdict::InternalError) => "internal_error",
-            // What the programs did is no matter of the service's.
-            Some(_) | None => "finished",
-        };
-        self.batches.with_label_values(&[result]).inc();
-        tracing::info!(result, "batch finished: {result}");
-    }
-
-    fn rejected(&self, reason: engine::Rejection) {
-        self.rejected.with_label_values(&[reason.as_str()]).inc();
-        tracing::warn!(reason = reason.as_str(), "a run was turned away");
-    }
-
-    fn dequeued(&self, waited: Duration) {
-        self.queue_wait.observe(waited.as_secs_f64());
-    }
-
-    fn started(&self, startup: engine::Startup) {
-        let engine::Startup { image, setup, exec, fetched } = startup;
-        let cache = if fetched { "miss" } else { "hit" };
-        let total = image + setup + exec;
-        for (phase, took) in [("image", image), ("setup", setup), ("exec", exec), ("total", total)] {
-            self.startup.with_label_values(&[phase, cache]).observe(took.as_secs_f64());
-        }
-    }
-
-    fn finished(&self, run: &Run, overshoot: Option<(KilledFor, Duration)>) {
-        let outcome = run.outcome.as_ref().map_or("sandbox_error", Outcome::name);
-        self.runs.with_label_values(&[outcome]).inc();
-        if let Some(usage) = &run.usage {
-            self.duration.with_label_values(&[outcome]).observe(usage.wall_time_ms / 1e3);
-            self.cpu.with_label_values(&[outcome]).observe(usage.cpu_time_ms / 1e3);
-            let peak = self.memory_peak.with_label_values(&[outcome]);
-            usage.memory_peak_bytes.into_iter().for_each(|bytes| peak.observe(bytes as f64));
-            let written = run.stdout.total + run.stderr.total;
-            self.output.with_label_values(&[outcome]).observe(written as f64);
-        }
-        match overshoot {
-            Some((KilledFor::WallTime, by)) => self.overshot("wall", by),
-            Some((KilledFor::CpuTime, by)) => self.overshot("cpu", by),
-            _ => {}
-        }
-        self.ledger.finished(run);
-        say_finished(run, outcome);
-    }
-
-    fn torn_down(&self, took: Duration, clean: bool) {
-        self.teardown.observe(took.as_secs_f64());
-        if !clean {
-            tracing::error!("a run left traces that could not be removed; its slot's ids are not used again");
-        }
-    }
-}
-
-/// The one line for a finished run. What the program or the client wrote is escaped.
-fn say_finished(run: &Run, outcome: &str) {
-    let (wall_ms, cpu_ms) =
-        run.usage.as_ref().map_or((0.0, 0.0), |usage| (usage.wall_time_ms, usage.cpu_time_ms));
-    let (id, timings) = (run.id, &run.timings);
-    let ending = run.outcome.as_ref().map(|outcome| outcome.message(&run.limits)).unwrap_or_default();
-    tracing::info!(
-        run.id = %id,
-        principal = (!run.principal.is_anonymous()).then(|| run.principal.as_str()),
-        outcome,
-        ending = %ending.escape_debug(),
-        wall_ms,
-        cpu_ms,
-        queue_ms = timings.queue_ms,
-        image_ms = timings.image_ms,
-        setup_ms = timings.setup_ms,
-        "run {id} finished: {outcome}"
-    );
 }

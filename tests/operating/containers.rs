@@ -37,6 +37,18 @@ fn compose_takes_the_file_and_everything_that_it_mounts_is_there() {
 }
 
 /// The same rules and jobs as elsewhere, with other names for the targets.
+/// What `cargo xtask compose` tries is what a newcomer types.
+#[test]
+fn the_readme_has_a_dashboard_after_the_three_commands_that_are_tried() {
+    let readme = text("README.md");
+    let commands = readme.lines().filter_map(|line| Some(line.split_once("docker compose -f ")?.1));
+    let file = "deploy/compose/compose.yml";
+    let tried = ["build", "run --rm key)", "up -d"].map(|words| format!("{file} {words}"));
+    assert_eq!(commands.collect::<Vec<_>>(), tried);
+    assert!(readme.contains("<http://localhost:3000>"));
+    assert!(text(file).contains("ports: [\"127.0.0.1:3000:3000\"]"));
+}
+
 #[test]
 fn what_prometheus_reads_in_compose_is_what_it_reads_elsewhere() {
     let here = text("deploy/compose/prometheus.yml");

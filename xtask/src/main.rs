@@ -47,7 +47,8 @@ cargo xtask bench     batches: the rate of a batch's tests beside that of single
 cargo xtask suite     the attacks; with --full in every manner (hours), and every wall taken down;
                       or in one manner (alone, crowd, loaded), or those with a word in their names
 cargo xtask walls     take down one wall of the sandbox after the other: some test must notice each
-cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation";
+cargo xtask vm        the sandbox's tests on Linux 6.1 and 6.12 with cgroup version 2, under emulation
+cargo xtask vm        systemd: the Debian package in a machine that systemd has booted, from installing to purging it";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         "suite" => suite::main(&rest),
         "compose" => compose(),
         "walls" => walls::main(&rest),
+        "vm" if rest.first().is_some_and(|word| word == "systemd") => vm::systemd::main(&rest[1..]),
         "vm" => vm::main(&rest),
         _ => {
             eprintln!("{HELP}");

@@ -48,6 +48,13 @@ impl Target {
 /// What every archive has beside the programs.
 const DOCUMENTS: [&str; 3] = ["CHANGELOG.md", "LICENSE", "README.md"];
 
+/// The Debian package of programs that are built already.
+pub(crate) fn of_built(folder: &Path) -> Result<PathBuf> {
+    main(&["--from".to_owned(), folder.display().to_string()])?;
+    let name = format!("sandglass_{}_{}.deb", version()?, host()?.debian);
+    Ok(cargo::target().join(format!("release-{}", version()?)).join(name))
+}
+
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let (built, wanted) = match words {
         [flag, folder] if flag == "--from" => (Some(Path::new(folder)), vec![host()?]),
@@ -101,11 +108,16 @@ fn host() -> Result<Target> {
 }
 
 fn version() -> Result<String> {
+    Ok(project()?["version"].as_str().context("sandglass has no version")?.to_owned())
+}
+
+/// What cargo knows of the root package.
+fn project() -> Result<serde_json::Value> {
     let metadata = cargo::command().args(["metadata", "--format-version=1", "--no-deps"]).output();
     let metadata: serde_json::Value = serde_json::from_slice(&metadata.context("start cargo")?.stdout)?;
     let packages = metadata["packages"].as_array().context("cargo knows no packages")?;
     let ours = packages.iter().find(|package| package["name"] == "sandglass");
-    Ok(ours.and_then(|ours| ours["version"].as_str()).context("sandglass has no version")?.to_owned())
+    ours.cloned().context("cargo knows no package sandglass")
 }
 
 /// When it was made: when it was committed, unless `SOURCE_DATE_EPOCH` says otherwise.

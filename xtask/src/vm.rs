@@ -2,6 +2,7 @@
 //! control groups of version 2 only, whatever this machine has. Not a part of CI: emulation is slow.
 
 mod suites;
+pub(crate) mod systemd;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -113,27 +114,7 @@ fn run(words: &[String], matrix: &Matrix, boots: &[Boot]) -> Result<ExitCode> {
 
 /// A small Debian with the test programs, which are static and bring what they need beside them.
 fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
-    let root = place.join(matrix.name);
-    // What it was made of: other packages make another disk.
-    let stamp = place.join(format!("{}.packages", matrix.name));
-    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(matrix.packages) {
-        let _ = std::fs::remove_dir_all(&root);
-        let folder = root.display().to_string();
-        cargo::call(
-            "mmdebstrap",
-            &[
-                "--quiet",
-                "--mode=root",
-                "--variant=minbase",
-                "--format=directory",
-                &format!("--include={}", matrix.packages),
-                "--skip=output/dev,output/mknod",
-                "bookworm",
-                &folder,
-            ],
-        )?;
-        std::fs::write(&stamp, matrix.packages).context("note what the disk is made of")?;
-    }
+    let root = debian(place, matrix.name, matrix.packages)?;
     let tests = root.join("t");
     let _ = std::fs::remove_dir_all(&tests);
     std::fs::create_dir_all(tests.join("deps")).context("create a folder for the tests")?;
@@ -157,11 +138,31 @@ fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
         cargo::call("sh", &["-c", copy, &from.display().to_string(), &to.display().to_string()])?;
     }
     std::fs::write(root.join("go"), go(boots)).context("write the machine's script")?;
-    let image = place.join(format!("{}.img", matrix.name));
-    let _ = std::fs::remove_file(&image);
+    ext4(&root, &place.join(format!("{}.img", matrix.name)))
+}
+
+/// A small Debian in a folder, made anew where it would have other packages.
+fn debian(place: &Path, name: &str, packages: &str) -> Result<PathBuf> {
+    let root = place.join(name);
+    let stamp = place.join(format!("{name}.packages"));
+    if std::fs::read_to_string(&stamp).ok().as_deref() == Some(packages) {
+        return Ok(root);
+    }
+    let _ = std::fs::remove_dir_all(&root);
+    let (folder, include) = (root.display().to_string(), format!("--include={packages}"));
+    let small = ["--quiet", "--mode=root", "--variant=minbase", "--format=directory"];
+    let rest = [include.as_str(), "--skip=output/dev,output/mknod", "bookworm", folder.as_str()];
+    cargo::call("mmdebstrap", &[&small[..], &rest].concat())?;
+    std::fs::write(&stamp, packages).context("note what the disk is made of")?;
+    Ok(root)
+}
+
+/// A disk with what is in a folder.
+fn ext4(root: &Path, image: &Path) -> Result<PathBuf> {
+    let _ = std::fs::remove_file(image);
     let (image_text, root_text) = (image.display().to_string(), root.display().to_string());
     cargo::call("mke2fs", &["-q", "-t", "ext4", "-d", &root_text, &image_text, "3G"])?;
-    Ok(image)
+    Ok(image.to_owned())
 }
 
 /// What the machine does once it has its disk.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::tree::Tree;
 use crate::cargo;
@@ -58,16 +59,29 @@ pub(super) fn make(
     tree.write("DEBIAN/conffiles", b"/etc/sandglass/config.toml\n", 0o644)?;
     tree.write("DEBIAN/md5sums", &md5sums(tree.root())?, 0o644)?;
     let size = kib(&tree.root().join("usr"))?;
-    tree.write("DEBIAN/control", control(architecture, version, size).as_bytes(), 0o644)?;
+    let project = super::project()?;
+    let said = |name: &str| std::env::var(name).ok();
+    let maintainer = maintainer(&project, said("DEBFULLNAME"), said("DEBEMAIL"));
+    let repository = project["repository"].as_str().context("sandglass has no repository")?;
+    let control = control(architecture, version, size, &maintainer, repository);
+    tree.write("DEBIAN/control", control.as_bytes(), 0o644)?;
     build(tree.root(), package, epoch)?;
     std::fs::remove_dir_all(&root).context("remove what was packed")
 }
 
-fn control(architecture: &str, version: &str, size: u64) -> String {
+/// Who answers for the package: the project's authors, or whom Debian's own variables name. An address is only there
+/// if somebody gives one, since one that nobody reads is worse than none.
+fn maintainer(project: &Value, name: Option<String>, address: Option<String>) -> String {
+    let authors = project["authors"][0].as_str().unwrap_or("The Sandglass authors");
+    let name = name.unwrap_or_else(|| authors.to_owned());
+    address.map_or(name.clone(), |address| format!("{name} <{address}>"))
+}
+
+fn control(architecture: &str, version: &str, size: u64, maintainer: &str, repository: &str) -> String {
     format!(
-        "Package: sandglass\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: The Sandglass authors <sandglass@localhost>\n\
+        "Package: sandglass\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {maintainer}\n\
          Installed-Size: {size}\nDepends: passwd, procps, systemd\nRecommends: ca-certificates, uidmap\nSection: admin\n\
-         Priority: optional\nHomepage: https://github.com/sandglass/sandglass\n\
+         Priority: optional\nHomepage: {repository}\n\
          Description: one command of one OCI image in one fresh sandbox, over HTTP\n \
          An HTTP service that runs one command of one OCI image in one fresh sandbox,\n \
          with a limit on everything, and says exactly how it ended. No container\n \
@@ -105,4 +119,27 @@ fn build(root: &Path, package: &Path, epoch: u64) -> Result<()> {
     let status = command.env("SOURCE_DATE_EPOCH", epoch.to_string()).status().context("start dpkg-deb")?;
     ensure!(status.success(), "dpkg-deb failed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_package_is_kept_by_the_authors_or_by_whom_debian_s_variables_name() {
+        let project = json!({ "authors": ["The Sandglass authors"] });
+        let given = |text: &str| Some(text.to_owned());
+        for (name, address, expected) in [
+            (None, None, "The Sandglass authors"),
+            (None, given("us@example.org"), "The Sandglass authors <us@example.org>"),
+            (given("Ada"), given("ada@example.org"), "Ada <ada@example.org>"),
+        ] {
+            assert_eq!(maintainer(&project, name, address), expected);
+        }
+        let control = control("amd64", "1.2.3", 7, "Ada <ada@example.org>", "https://example.org/x");
+        assert!(control.contains("\nMaintainer: Ada <ada@example.org>\nInstalled-Size: 7\n"), "{control}");
+        assert!(control.contains("\nHomepage: https://example.org/x\n"), "{control}");
+    }
 }
