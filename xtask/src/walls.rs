@@ -94,6 +94,7 @@ const REMOVALS: &[(&str, &str, &str)] = &[
     ("sandbox_suits", "pool", "a_run_never_gets"),
     ("sandbox_limits", "pool", "a_prepared_sandbox_gets"),
     ("removed_layers", "pool", "a_removed_image"),
+    ("sandbox_once", "pool", "runs_find_sandboxes_prepared"),
     // Whose things are whose.
     ("own_files", "principals", "one_principal"),
     ("own_runs", "principals", "one_principal"),

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
+use crate::again;
 use crate::pool::{Pool, PoolCounts};
 
 /// What a run needs beside its spec.
@@ -79,7 +80,7 @@ pub trait Launcher: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct SandboxLauncher {
     /// Before the client, which waits at its end until the launcher's last child is gone.
-    pool: Mutex<Pool<OwnedFd>>,
+    pool: Arc<Mutex<Pool<OwnedFd>>>,
     client: Arc<client::Launcher>,
     /// For waiting: the client's own socket, under another number. It is no stream, but all that is used of one
     /// is when it is ready.
@@ -98,7 +99,7 @@ impl SandboxLauncher {
     pub fn with_pool(client: Arc<client::Launcher>, max: usize, limits: Limits) -> io::Result<Self> {
         let socket = UnixStream::from_std(client.socket().try_clone_to_owned()?.into())?;
         let blank = Outline::blank(limits);
-        let launcher = Self { pool: Mutex::new(Pool::new(max)), client, socket, blank };
+        let launcher = Self { pool: Arc::new(Mutex::new(Pool::new(max))), client, socket, blank };
         launcher.refill();
         Ok(launcher)
     }
@@ -163,7 +164,8 @@ impl Launcher for SandboxLauncher {
             let stdio = [launch.stdin.as_fd(), out.as_fd(), err.as_fd()];
             let control = self.start(&launch.spec, stdio, &files).await.map_err(broken)?;
             let control = Keeper { socket: watched(control).map_err(broken)? };
-            Ok(Launched { control: Box::new(control), stdout: Box::new(stdout), stderr: Box::new(stderr) })
+            let control = again::for_one_run(control, &launch.spec, &self.pool);
+            Ok(Launched { control, stdout: Box::new(stdout), stderr: Box::new(stderr) })
         })
     }
 
@@ -222,8 +224,8 @@ fn output_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     Ok((pipe::Receiver::from_owned_fd(read)?, write))
 }
 
-struct Keeper {
-    socket: AsyncFd<OwnedFd>,
+pub(crate) struct Keeper {
+    pub(crate) socket: AsyncFd<OwnedFd>,
 }
 
 impl Control for Keeper {

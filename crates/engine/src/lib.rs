@@ -13,6 +13,7 @@ mod live;
 mod watcher;
 
 mod admission;
+mod again;
 mod output;
 mod outputs;
 mod over;

@@ -118,6 +118,12 @@ impl<S> Pool<S> {
         self.waiting.push_back((outline, sandbox));
     }
 
+    /// Takes a used one, as only a build does in which that wall can be taken down: it is the next to be used.
+    pub(crate) fn take_back(&mut self, outline: Outline, sandbox: S) {
+        self.waiting.push_front((outline, sandbox));
+        self.waiting.truncate(self.target);
+    }
+
     /// Forgets every sandbox that has layers when some have been removed since the last call: a layer
     /// that is fetched again has the same name and is another.
     pub(crate) fn heed_removals(&mut self, removals: u64) {

@@ -4,6 +4,9 @@
 //! It is the only one that decides why a run was killed. Whatever happens to the server, the control
 //! socket closes, and that ends the run.
 
+#[cfg(feature = "removable-walls")]
+mod again;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -97,6 +100,9 @@ struct Over {
     inner: Inner,
     /// Our own ends of its output pipes.
     held: Vec<OwnedFd>,
+    /// Whether its init is alone, and waits.
+    #[cfg(feature = "removable-walls")]
+    alone: bool,
 }
 
 /// The whole life of a sandbox.
@@ -112,6 +118,9 @@ fn keep(ground: &Ground, job: &Job) -> End {
         }
         lived.map(|over| over.map(|over| (over, init)))
     });
+    #[cfg(feature = "removable-walls")]
+    let result =
+        result.and_then(|over| over.map_or(Ok(None), |over| again::use_again(&outer, over, &job.control)));
     let result = match result {
         Ok(Some(over)) => Ok(Some(over)),
         // Nobody has come for it.
@@ -147,7 +156,7 @@ fn report(control: &OwnedFd, finished: &Finished) {
 
 /// What is wanted of the files of a run in which nothing lives any more; what remains is to be removed.
 fn attend(outer: &Outer<'_>, over: Over, control: &OwnedFd) -> Inner {
-    let Over { finished, spec, outputs, mut inner, held: _ } = over;
+    let Over { finished, spec, outputs, mut inner, .. } = over;
     inner.unmount();
     let ids = after::Ids { owner: outer.owner, width: outer.ground.id_width };
     if let (Some(wanted), Some(pipe), Some(root)) = (&spec.outputs, outputs, &inner.root) {
@@ -169,6 +178,17 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
     if let Some(rootfs) = &outer.outline.rootfs {
         outer.give_root(init, &mut inner, rootfs, outer.outline.over.as_ref())?;
     }
+    run_one(outer, init, inner, control, began)
+}
+
+/// The same from a sandbox that is as ready as it can be.
+fn run_one(
+    outer: &Outer<'_>,
+    init: &Init,
+    mut inner: Inner,
+    control: &OwnedFd,
+    began: Instant,
+) -> Result<Option<Over>, Failure> {
     let Some((told, ready)) = wait_for_run(outer, init, control, began)? else {
         outer.end(init);
         return Ok(None);
@@ -191,6 +211,8 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
         packet::send(control.as_fd(), &Event::Started(began(started)), &[])
     });
     let ending = watched.at("watch the run")?;
+    #[cfg(feature = "removable-walls")]
+    let alone = matches!(ending.left(), Left::Nothing);
     match ending.left() {
         Left::Nothing => {}
         Left::Dying => Outer::reap(init),
@@ -200,7 +222,15 @@ fn live(outer: &Outer<'_>, init: &Init, control: &OwnedFd) -> Result<Option<Over
     let finished = finish(ending, &outer.group, &inner.scratch.mount).map_err(|failure| {
         Failure::new("inside the sandbox", format!("{}: {}", failure.step, failure.error))
     })?;
-    Ok(Some(Over { finished: Finished { began, ..finished }, spec, outputs, inner, held }))
+    Ok(Some(Over {
+        finished: Finished { began, ..finished },
+        spec,
+        outputs,
+        inner,
+        held,
+        #[cfg(feature = "removable-walls")]
+        alone,
+    }))
 }
 
 /// Until the server says what to run, or has no use for the sandbox any more. Also what the sandbox had
