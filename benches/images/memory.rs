@@ -38,6 +38,9 @@ pub(crate) fn measure(world: &World) -> Result<Vec<Row>> {
         })
     })?;
 
+    drop(daemon);
+
+    let daemon = world.server().start();
     world.registry.push("bomb", "1", &Image::new([Layer::pax_bomb(BOMB_BYTES)]));
     let bomb = world.image("bomb");
     let bombed = watched(&daemon, || {

@@ -1,5 +1,7 @@
 //! A large image is removed while others run: they notice nothing.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -29,9 +31,11 @@ fn remove(world: &World, name: &str, what: &str) -> Result<Row> {
     let (image, busybox) = (world.image(name), world.image("busybox"));
     let body = json!({ "image": busybox, "cmd": "true" });
     let daemon = world.fresh().start();
+    run(&daemon, &body)?;
     let (mut before, mut during, mut took) = (Vec::new(), Vec::new(), Duration::ZERO);
     for round in 0..world.rounds {
         eprintln!("  {name}: round {} of {}", round + 1, world.rounds);
+        let without = trees(&daemon);
         pull(&daemon, &image)?;
         // What the pull has left to be written is none of this.
         nix::unistd::sync();
@@ -44,7 +48,8 @@ fn remove(world: &World, name: &str, what: &str) -> Result<Row> {
             let began = Instant::now();
             let answer = daemon.request("DELETE", &format!("/images/{image}")).try_send()?;
             ensure!(answer.status == 204, "{}", answer.text());
-            while !is_empty(&trash(&daemon)) {
+            // First they lose their names, then they are deleted.
+            while trees(&daemon) != without {
                 ensure!(began.elapsed() < Duration::from_secs(120), "its files do not go");
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -90,14 +95,10 @@ fn loaded(daemon: &Daemon, body: &Value, work: impl FnOnce() -> Result<()>) -> R
     })
 }
 
-/// As the server sees it, which alone sees its disk.
-fn trash(daemon: &Daemon) -> PathBuf {
-    let path = daemon.data_dir().join("layers/trash");
-    let mut seen = PathBuf::from(format!("/proc/{}/root", daemon.pid()));
-    seen.extend(path.components().skip(1));
-    seen
-}
-
-fn is_empty(folder: &PathBuf) -> bool {
-    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+/// What there is in the store and in its trash, as the server sees it, which alone sees its disk.
+fn trees(daemon: &Daemon) -> BTreeSet<OsString> {
+    let mut layers = PathBuf::from(format!("/proc/{}/root", daemon.pid()));
+    layers.extend(daemon.data_dir().join("layers").components().skip(1));
+    let names = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    names(layers.join("trash")).chain(names(layers)).map(|entry| entry.file_name()).collect()
 }
