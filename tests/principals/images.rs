@@ -120,18 +120,29 @@ fn what_one_has_pulled_with_its_own_login_is_absent_for_all_others() {
     daemon.request("GET", &path).key(&alice).send().problem(404, "image-not-stored");
 }
 
-#[test]
-fn access_is_proved_again_and_what_is_taken_back_opens_nothing() {
-    let registry = registry();
+/// A registry that lets alice in for as long as the flag says that she may.
+fn alices_registry(registry: &Registry) -> (Liar, Arc<AtomicBool>) {
     let may = Arc::new(AtomicBool::new(true));
     let still = Arc::clone(&may);
     let liar =
-        Liar::that_tells_apart(&registry, move |user, _| user == "alice" && still.load(Ordering::Relaxed));
+        Liar::that_tells_apart(registry, move |user, _| user == "alice" && still.load(Ordering::Relaxed));
+    (liar, may)
+}
+
+/// A service that believes a proof for a second, with alice's login for that registry; and her key.
+fn alices_service(liar: &Liar) -> (Daemon, String) {
     let builder =
         Daemon::builder().flag("--insecure-registry", liar.host()).flag("--images-access-life-s", 1);
     let alice = builder.key(&["alice", "--scope", "run,images"]);
     builder.login("alice", &liar.host(), "alice", "alice");
-    let daemon = builder.start();
+    (builder.start(), alice)
+}
+
+#[test]
+fn access_is_proved_again_and_what_is_taken_back_opens_nothing() {
+    let registry = registry();
+    let (liar, may) = alices_registry(&registry);
+    let (daemon, alice) = alices_service(&liar);
     let image = liar.image("private/tool:1");
     reads_the_secret(&run(&daemon, &alice, &image, "missing"));
     may.store(false, Ordering::Relaxed);
@@ -170,15 +181,8 @@ fn access_is_proved_again_and_what_is_taken_back_opens_nothing() {
 #[test]
 fn access_to_an_image_by_its_digest_ends_as_well() {
     let registry = registry();
-    let may = Arc::new(AtomicBool::new(true));
-    let still = Arc::clone(&may);
-    let liar =
-        Liar::that_tells_apart(&registry, move |user, _| user == "alice" && still.load(Ordering::Relaxed));
-    let builder =
-        Daemon::builder().flag("--insecure-registry", liar.host()).flag("--images-access-life-s", 1);
-    let alice = builder.key(&["alice", "--scope", "run,images"]);
-    builder.login("alice", &liar.host(), "alice", "alice");
-    let daemon = builder.start();
+    let (liar, may) = alices_registry(&registry);
+    let (daemon, alice) = alices_service(&liar);
     let first = run(&daemon, &alice, &liar.image("private/tool:1"), "missing").expect(200);
     let digest = first["image"]["digest"].as_str().expect("a digest");
     let image = liar.image(&format!("private/tool@{digest}"));
