@@ -100,6 +100,9 @@ kinds! {
     INTERRUPTED = "interrupted", 500, "The server stopped while the run was going",
         "The server or its launcher died before the run ended, and the run died with it. Of a batch, tests that have \
          a result keep it.";
+    PREPARED_LOST = "prepared-lost", 500, "What the batch stands on is gone",
+        "The batch waited over something `prepared` when its server ended, and the next one could not find that again: \
+         the machine was restarted, say, or the image below is gone. No test of it was run. Send it again with `prepare`.";
     INTERNAL_ERROR = "internal-error", 500, "The server has a bug",
         "Something that should not happen did. The server's log has more under the request id in `instance`.";
     REGISTRY_FAILED = "registry-failed", 502, "The registry failed",

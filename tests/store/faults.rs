@@ -48,10 +48,11 @@ fn strays(daemon: &Daemon) -> Vec<String> {
     };
     let known = names(&records);
     let is_stray = |name: &String| {
-        !["tmp", "trash", "frozen"].contains(&name.as_str()) && !known.contains(&format!("{name}.json"))
+        !["tmp", "trash", "frozen", "former"].contains(&name.as_str())
+            && !known.contains(&format!("{name}.json"))
     };
     let mut strays: Vec<_> = names(&layers).into_iter().filter(is_stray).collect();
-    for folder in ["tmp", "trash", "frozen"] {
+    for folder in ["tmp", "trash", "frozen", "former"] {
         strays.extend(names(&layers.join(folder)));
     }
     strays

@@ -65,6 +65,17 @@ pub trait Launcher: Send + Sync + 'static {
         Box::pin(async {})
     }
 
+    /// Takes over a layer that was frozen under an earlier launcher; `false` where it is gone.
+    fn adopt<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<bool>> {
+        let _ = layer;
+        Box::pin(async { Ok(false) })
+    }
+
+    /// Removes all layers of earlier launchers that were not taken over.
+    fn discard_former(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// Ends when the launcher is dead, and with it every run.
     fn lost(&self) -> BoxFuture<'_, ()>;
 
@@ -139,6 +150,21 @@ impl SandboxLauncher {
         }
         self.socket.async_io(Interest::WRITABLE, request).await
     }
+
+    /// What the launcher says first. Waited for, because closing the socket would give the request up.
+    async fn ask(&self, request: impl Fn() -> io::Result<OwnedFd>) -> io::Result<Option<Event>> {
+        let socket = watched(self.socket.async_io(Interest::WRITABLE, request).await?)?;
+        socket.async_io(Interest::READABLE, |socket: &OwnedFd| client::receive(socket.as_fd())).await
+    }
+}
+
+fn removed(answer: io::Result<Option<Event>>) {
+    match answer {
+        Ok(Some(Event::Removed)) => {}
+        // It goes at the next start.
+        Err(error) => tracing::debug!(%error, "a frozen layer stays until the next start"),
+        Ok(answer) => tracing::warn!(?answer, "a frozen layer could not be removed"),
+    }
 }
 
 /// A keeper that could not prepare its sandbox, or was ended, has closed its end; one that has not says
@@ -171,19 +197,22 @@ impl Launcher for SandboxLauncher {
 
     fn discard<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let asked = self.socket.async_io(Interest::WRITABLE, || self.client.remove(layer)).await;
-            // Waited for, because closing the socket would give the request up. What stays goes at the next
-            // start.
-            match asked.and_then(watched) {
-                Ok(socket) => {
-                    let hear = |socket: &OwnedFd| client::receive(socket.as_fd());
-                    let answer = socket.async_io(Interest::READABLE, hear).await;
-                    if !matches!(answer, Ok(Some(Event::Removed))) {
-                        tracing::warn!(?answer, "a frozen layer could not be removed");
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "a frozen layer stays until the next start"),
+            removed(self.ask(|| self.client.remove(layer)).await);
+        })
+    }
+
+    fn adopt<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<bool>> {
+        Box::pin(async move {
+            match self.ask(|| self.client.adopt(layer)).await? {
+                Some(Event::Adopted { there }) => Ok(there),
+                answer => Err(io::Error::other(format!("the launcher answered {answer:?}"))),
             }
+        })
+    }
+
+    fn discard_former(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            removed(self.ask(|| self.client.remove_former()).await);
         })
     }
 

@@ -8,8 +8,10 @@ use std::time::Duration;
 use image::Lease;
 use sandbox::protocol::{Event, Freeze};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::Launcher;
+use crate::engine::Inner;
 use crate::execute::Gate;
 use crate::files::Reservation;
 use crate::launcher::Control;
@@ -24,11 +26,13 @@ pub(crate) struct Base {
     pub(crate) layer: Option<FrozenLayer>,
 }
 
-/// A layer that a run has left. It goes with this.
+/// A layer that a run has left. It goes with this, but not when the server does: the next one removes what it has no
+/// use for.
 pub(crate) struct FrozenLayer {
     pub(crate) name: String,
     pub(crate) room: Reservation,
     launcher: Arc<dyn Launcher>,
+    stopping: CancellationToken,
 }
 
 impl fmt::Debug for FrozenLayer {
@@ -38,15 +42,18 @@ impl fmt::Debug for FrozenLayer {
 }
 
 impl FrozenLayer {
-    pub(crate) fn new(name: String, room: Reservation, launcher: Arc<dyn Launcher>) -> Self {
-        Self { name, room, launcher }
+    pub(crate) fn new(name: String, room: Reservation, engine: &Inner) -> Self {
+        let (launcher, stopping) = (Arc::clone(&engine.launcher), engine.draining.clone());
+        Self { name, room, launcher, stopping }
     }
 }
 
 impl Drop for FrozenLayer {
     fn drop(&mut self) {
-        // Without a runtime the server is at its end, and the launcher with all its frozen layers.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        // Without a runtime the server is at its end.
+        if !self.stopping.is_cancelled()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
             let (launcher, name) = (Arc::clone(&self.launcher), std::mem::take(&mut self.name));
             runtime.spawn(async move { launcher.discard(&name).await });
         }

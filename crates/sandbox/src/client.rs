@@ -130,6 +130,14 @@ impl Launcher {
         self.request(&Request::Remove { layer: layer.into() }, &[])
     }
 
+    pub fn adopt(&self, layer: &str) -> io::Result<OwnedFd> {
+        self.request(&Request::Adopt { layer: layer.into() }, &[])
+    }
+
+    pub fn remove_former(&self) -> io::Result<OwnedFd> {
+        self.request(&Request::RemoveFormer, &[])
+    }
+
     fn request(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
         let (ours, theirs) = packet::pair()?;
         let mut all = vec![theirs.as_fd()];

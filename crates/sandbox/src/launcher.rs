@@ -177,7 +177,7 @@ impl Launcher {
         match sys::fork() {
             Ok(Fork::Parent(pid)) => {
                 self.children.insert(pid, slot);
-                if matches!(request, Request::Remove { .. }) {
+                if matches!(request, Request::Remove { .. } | Request::RemoveFormer) {
                     self.deleting.insert(pid);
                 }
             }
@@ -230,20 +230,34 @@ impl Launcher {
                 };
                 jail::pack(&self.ground, &control, output, &layer, &job, self.jailed.pack)
             }
-            Request::Remove { layer } => {
-                let name = match store::discard(&self.ground.layers, &layer) {
-                    Ok(name) => name,
-                    Err(failure) => {
-                        answer(&Event::Failed(failure.into()));
-                        return 0;
-                    }
-                };
-                answer(&Event::Removed);
-                let deleted = trash::delete(&self.ground.layers, &name);
-                answer(&deleted.map_or_else(|failure| Event::Failed(failure.into()), |()| Event::Deleted));
+            Request::Remove { layer } => self.delete(store::discard(&self.ground.layers, &layer), answer),
+            Request::RemoveFormer => self.delete(store::discard_former(&self.ground.layers), answer),
+            Request::Adopt { layer } => {
+                let adopted = store::adopt(&self.ground.layers, &layer);
+                answer(
+                    &adopted.map_or_else(
+                        |failure| Event::Failed(failure.into()),
+                        |there| Event::Adopted { there },
+                    ),
+                );
                 0
             }
         }
+    }
+
+    /// Deletes what was moved to the trash.
+    fn delete(&self, discarded: Result<String, Failure>, answer: impl Fn(&Event)) -> i32 {
+        let name = match discarded {
+            Ok(name) => name,
+            Err(failure) => {
+                answer(&Event::Failed(failure.into()));
+                return 0;
+            }
+        };
+        answer(&Event::Removed);
+        let deleted = trash::delete(&self.ground.layers, &name);
+        answer(&deleted.map_or_else(|failure| Event::Failed(failure.into()), |()| Event::Deleted));
+        0
     }
 
     /// What an earlier life left half done or half deleted goes while the work goes on.

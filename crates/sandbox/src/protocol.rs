@@ -10,7 +10,8 @@
 //! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started` of a program that runs for a while, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
 //! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Sync`] if this is the layer that is asked to sync for all; ← `Synced`; → [`Order::Name`] or [`Order::Commit`]; ← `Committed` or `Failed` |
 //! | `Pack` | control, output (a pipe for the archive) | ← `Packed` or `Failed` |
-//! | `Remove` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
+//! | `Remove`, `RemoveFormer` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
+//! | `Adopt` | control | ← `Adopted` or `Failed` |
 //!
 //! Every packet is JSON and at most [`MAX_PACKET_BYTES`] long.
 
@@ -42,6 +43,12 @@ pub enum Request {
     Remove {
         layer: String,
     },
+    /// Takes over what was frozen under an earlier launcher.
+    Adopt {
+        layer: String,
+    },
+    /// Removes all of that which was not taken over.
+    RemoveFormer,
 }
 
 /// What a sandbox is prepared for before anybody knows what will run in it.
@@ -320,6 +327,10 @@ pub enum Event {
         report: String,
     },
     Committed,
+    /// `there` is false where nothing of that name was left.
+    Adopted {
+        there: bool,
+    },
     Removed,
     Deleted,
     /// Our fault, or the kernel's; nothing of what was asked for stays behind.

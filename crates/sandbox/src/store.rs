@@ -17,8 +17,11 @@ use crate::step::{At, Failure};
 pub(crate) const TMP: &str = "tmp";
 pub(crate) const TRASH: &str = "trash";
 
-/// What runs have prepared for others. Nobody keeps a record of it, so it ends with the launcher.
+/// What runs have prepared for others, under this launcher.
 const FROZEN: &str = "frozen";
+
+/// The same of earlier launchers, until the server has said what of it somebody still waits for.
+const FORMER: &str = "former";
 
 /// The store's root as the launcher sees it after it has left the host's.
 pub(crate) const STORE: &str = "/layers";
@@ -46,14 +49,25 @@ pub(crate) fn open(path: &Path) -> Result<OwnedFd, Failure> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("make layer store")?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).at("close layer store")?;
     std::fs::DirBuilder::new().recursive(true).create(path.join(TRASH)).at("make layer store")?;
-    for name in [TMP, FROZEN] {
-        let (folder, trashed) = (path.join(name), path.join(TRASH).join(unique(name)));
-        if folder.exists() {
-            std::fs::rename(&folder, trashed).at("clean layer store")?;
-        }
-        std::fs::create_dir(&folder).at("make layer store")?;
+    let (folder, trashed) = (path.join(TMP), path.join(TRASH).join(unique(TMP)));
+    if folder.exists() {
+        std::fs::rename(&folder, trashed).at("clean layer store")?;
     }
+    for name in [TMP, FROZEN] {
+        std::fs::DirBuilder::new().recursive(true).create(path.join(name)).at("make layer store")?;
+    }
+    set_aside(path).at("set aside what was frozen before")?;
     dir::open_dir(path).at("open layer store")
+}
+
+fn set_aside(path: &Path) -> io::Result<()> {
+    let former = path.join(FORMER);
+    for frozen in path.join(FROZEN).read_dir()? {
+        let frozen = frozen?;
+        std::fs::DirBuilder::new().recursive(true).create(&former)?;
+        std::fs::rename(frozen.path(), former.join(frozen.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Read-only views of the layers, topmost first, with ids mapped to the run's.
@@ -93,10 +107,30 @@ pub(crate) fn commit(store: &OwnedFd, tree: &str, layer: &str) -> io::Result<()>
     Ok(nix::unistd::fsync(store)?)
 }
 
-/// Gives a frozen tree its name. It is not made durable: it does not outlive the launcher.
+/// Gives a frozen tree its name. It is not made durable: it may outlive the launcher, but not the machine's power.
 pub(crate) fn keep_frozen(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
     let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
     Ok(renameat2(&tmp, name, store, layer, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+/// Takes over what an earlier launcher has frozen; `false` where it is gone.
+pub(crate) fn adopt(store: &OwnedFd, layer: &str) -> Result<bool, Failure> {
+    check_name(layer)?;
+    let (_, name) = layer.split_once('/').ok_or_else(|| no_name(layer))?;
+    let former = match dir::open_dir_beneath(store, FORMER, OFlag::empty()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        former => former.at("open what was frozen before")?,
+    };
+    match renameat2(&former, name, store, layer, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::ENOENT) => Ok(false),
+        result => result.at("take over what was frozen before").map(|()| true),
+    }
+}
+
+/// Takes the names of all that earlier launchers have frozen and nobody has taken over, and says how that is called
+/// in the trash.
+pub(crate) fn discard_former(store: &OwnedFd) -> Result<String, Failure> {
+    to_trash(store, FORMER)
 }
 
 pub(crate) fn abort(name: &str) -> io::Result<()> {
@@ -112,6 +146,10 @@ fn unique(name: &str) -> String {
 /// Takes the name away, and says how the tree behind it is called in the trash.
 pub(crate) fn discard(store: &OwnedFd, layer: &str) -> Result<String, Failure> {
     check_name(layer)?;
+    to_trash(store, layer)
+}
+
+fn to_trash(store: &OwnedFd, layer: &str) -> Result<String, Failure> {
     let name = unique(&layer.replace('/', "-"));
     let trash = dir::open_dir_beneath(store, TRASH, OFlag::empty()).at("open trash")?;
     match renameat2(store, layer, &trash, name.as_str(), RenameFlags::empty()) {
@@ -123,6 +161,25 @@ pub(crate) fn discard(store: &OwnedFd, layer: &str) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_frozen_before_is_there_for_who_takes_it_over_and_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["a", "b", "c"].map(|letter| format!("frozen/{}", letter.repeat(32)));
+        let store = open(folder.path()).unwrap();
+        names[..2].iter().for_each(|name| std::fs::create_dir(folder.path().join(name)).unwrap());
+        drop(store);
+        // Also over a launcher that has died before anybody could ask.
+        drop(open(folder.path()).unwrap());
+        let store = open(folder.path()).unwrap();
+        assert!(!folder.path().join(&names[0]).exists());
+        assert!(adopt(&store, &names[0]).unwrap() && folder.path().join(&names[0]).exists());
+        assert!(!adopt(&store, &names[0]).unwrap() && !adopt(&store, &names[2]).unwrap());
+        assert!(adopt(&store, &"a".repeat(64)).is_err());
+        let trashed = discard_former(&store).unwrap();
+        assert!(folder.path().join(TRASH).join(trashed).join("b".repeat(32)).exists());
+        assert!(!adopt(&store, &names[1]).unwrap() && folder.path().join(&names[0]).exists());
+    }
 
     #[test]
     fn only_a_layer_s_name_is_a_layer_s_name() {

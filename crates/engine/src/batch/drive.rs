@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::begin::Begin;
+use super::found_again::{self, Finding};
 use super::judge::Tests;
 use super::live::LiveBatch;
 use super::record::verdict_of_prepare;
-use super::{BatchEvent, BatchSpec, BatchState, Batches, Ground, Test, interrupted};
+use super::{BatchEvent, BatchSpec, BatchState, Batches, Ground, Test};
 use crate::execute::Gate;
 use crate::files::Reservation;
 use crate::live::RunHandle;
@@ -26,9 +27,6 @@ use crate::{Leases, SubmitError};
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What the tests of a batch stood on when its server was there.
-const GROUND_LOST: &str = "what an earlier batch had prepared was lost with the server";
-
 pub(super) struct Work {
     pub(super) batches: Batches,
     pub(super) live: Arc<LiveBatch>,
@@ -36,6 +34,8 @@ pub(super) struct Work {
     pub(super) room: Option<Reservation>,
     /// Of a promised batch.
     pub(super) begin: Option<Arc<Begin>>,
+    /// Where an earlier server has prepared what the tests stand on.
+    pub(super) finding: Option<Finding>,
 }
 
 /// What became of the prepare command.
@@ -75,10 +75,11 @@ impl Work {
     }
 
     async fn carry_to_the_end(&mut self, spec: &BatchSpec) -> Result<Ending, Left> {
+        let mut problem = None;
         let ready = match &spec.ground {
             Ground::Image => Ready::Over(None),
             Ground::Prepared(Some(prepared)) => Ready::Over(Some(Arc::clone(&prepared.base))),
-            Ground::Prepared(None) => Ready::Not(Verdict::InternalError),
+            Ground::Prepared(None) => self.find_ground(&mut problem).await?,
             Ground::Prepare(run) => self.prepare(run).await?,
         };
         let mut tests = Tests::new(self, spec);
@@ -94,8 +95,7 @@ impl Work {
             }
         };
         let ending = tests.end().await;
-        let lost = matches!(spec.ground, Ground::Prepared(None)).then(|| interrupted(GROUND_LOST));
-        Ok(Ending { verdict, problem: lost, ..ending })
+        Ok(Ending { verdict, problem, ..ending })
     }
 
     /// Nobody is told how a promised batch ended who could be told otherwise after a restart.
@@ -126,6 +126,22 @@ impl Work {
             written = kept.await.is_ok();
         }
         self.batches.shelf().finish(self.live.id(), kept_bytes, written, Instant::now());
+    }
+
+    /// Waits for what an earlier server has prepared.
+    async fn find_ground(&mut self, problem: &mut Option<Problem>) -> Result<Ready, Left> {
+        let finding = self.finding.take().unwrap_or_else(found_again::nothing_written);
+        tokio::select! {
+            found = finding => match found {
+                Ok(prepared) => Ok(Ready::Over(Some(Arc::clone(&prepared.base)))),
+                Err(why) => {
+                    *problem = Some(found_again::lost(&why));
+                    Ok(Ready::Not(Verdict::InternalError))
+                }
+            },
+            () = self.live.cancel.cancelled() => Ok(Ready::Not(Verdict::Cancelled)),
+            () = self.leaving() => Err(Left),
+        }
     }
 
     /// Runs the command and keeps what it leaves behind.
@@ -170,7 +186,7 @@ impl Work {
     fn keep_prepared(&self, spec: &RunSpec, name: String, mut room: Reservation, made: Made) -> Ready {
         let Ok(bytes) = made.frozen else { return Ready::Not(Verdict::CompileError) };
         room.shrink_to(bytes);
-        let layer = FrozenLayer::new(name, room, Arc::clone(&self.batches.inner.engine.inner.launcher));
+        let layer = FrozenLayer::new(name, room, &self.batches.inner.engine.inner);
         let base = Arc::new(Base { lease: made.lease, layer: Some(layer) });
         let shelf = &self.batches.inner.prepared;
         let prepared = shelf.keep(spec.principal.name.clone(), spec.image.clone(), Arc::clone(&base));

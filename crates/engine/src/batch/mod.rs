@@ -12,6 +12,7 @@ mod ask;
 mod live;
 mod resume;
 
+mod found_again;
 mod prepared;
 mod shelf;
 
@@ -26,6 +27,7 @@ use crate::store::{BatchPromise, BatchStore, Key, Known};
 use crate::{Engine, Leases, SubmitError};
 
 pub use ask::FoundBatches;
+pub use found_again::PreparedRecord;
 pub use live::{BatchHandle, CancelBatchOnDrop};
 pub use prepared::{Prepared, PreparedId};
 pub use record::{Batch, BatchEvent, BatchId, BatchState, Listed, PreparedInfo, Test};
@@ -144,7 +146,7 @@ impl Batches {
     fn work(&self, live: &Arc<LiveBatch>, held: Held) -> Work {
         let Held { leases, room } = held;
         let begin = live.promised.then(|| Begin::new(live.id(), Arc::clone(&self.inner.store)));
-        Work { batches: self.clone(), live: Arc::clone(live), leases, room, begin }
+        Work { batches: self.clone(), live: Arc::clone(live), leases, room, begin, finding: None }
     }
 
     fn admit(&self, spec: &BatchSpec) -> Result<Held, BatchError> {

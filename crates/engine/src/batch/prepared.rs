@@ -1,5 +1,5 @@
 //! What batches have prepared, kept for later ones: for a time, within a budget, the least recently used
-//! going first, and never while tests run over it. It lasts no longer than the launcher.
+//! going first, and never while tests run over it. It ends with the server, but for what batches wait for.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -40,11 +40,11 @@ impl FromStr for PreparedId {
 /// A prepared file system that tests can be run over.
 #[derive(Debug)]
 pub struct Prepared {
-    id: PreparedId,
-    principal: PrincipalName,
+    pub(super) id: PreparedId,
+    pub(super) principal: PrincipalName,
     /// As it was asked for.
-    image: String,
-    expires: SystemTime,
+    pub(super) image: String,
+    pub(super) expires: SystemTime,
     pub(super) base: Arc<Base>,
 }
 
@@ -119,8 +119,12 @@ impl Shelf {
     pub(super) fn keep(&self, principal: PrincipalName, image: String, base: Arc<Base>) -> Arc<Prepared> {
         let id = PreparedId(Uuid::now_v7());
         let expires = clock::now() + self.kept_for;
-        let prepared = Arc::new(Prepared { id, principal, image, expires, base });
-        self.prepared().insert(id, (Arc::clone(&prepared), Instant::now()));
+        self.put(Prepared { id, principal, image, expires, base })
+    }
+
+    pub(super) fn put(&self, prepared: Prepared) -> Arc<Prepared> {
+        let prepared = Arc::new(prepared);
+        self.prepared().insert(prepared.id, (Arc::clone(&prepared), Instant::now()));
         prepared
     }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use run::{Outcome, Verdict};
 
+use super::drive::Work;
+use super::found_again::Finding;
 use super::record::verdict_of_prepare;
 use super::{Batch, BatchError, BatchEvent, BatchSpec, BatchState, Batches, Test, interrupted};
 use crate::store::{BatchResult, FinishedBatch, StoreError, UnfinishedBatch};
@@ -16,10 +18,13 @@ impl Batches {
     /// tests keep their results, and those without one are not run again.
     pub async fn resume(&self) -> Result<(), StoreError> {
         let mut ended = Vec::new();
-        for unfinished in self.inner.store.unfinished()? {
+        let all = self.inner.store.unfinished()?;
+        let findings = self.find_again(&all).await;
+        for unfinished in all {
+            let finding = unfinished.ground.as_ref().and_then(|ground| findings.get(&ground.id).cloned());
             if unfinished.begun {
                 ended.push(end(unfinished, DIED));
-            } else if let Err((unfinished, why)) = self.take_up(unfinished) {
+            } else if let Err((unfinished, why)) = self.take_up(unfinished, finding) {
                 ended.push(end(*unfinished, &why));
             }
         }
@@ -32,7 +37,11 @@ impl Batches {
     }
 
     /// A place for a batch that had one with an earlier server, which may have had other files and more room.
-    fn take_up(&self, unfinished: UnfinishedBatch) -> Result<(), (Box<UnfinishedBatch>, String)> {
+    fn take_up(
+        &self,
+        unfinished: UnfinishedBatch,
+        finding: Option<Finding>,
+    ) -> Result<(), (Box<UnfinishedBatch>, String)> {
         let held = match self.hold(&unfinished.spec) {
             Ok(held) => held,
             Err(BatchError::Submit(error)) => {
@@ -42,7 +51,7 @@ impl Batches {
         };
         let UnfinishedBatch { batch, spec, .. } = unfinished;
         let live = self.enlist(batch, true);
-        let work = self.work(&live, held);
+        let work = Work { finding, ..self.work(&live, held) };
         self.inner.engine.inner.tasks.spawn(work.go(spec));
         Ok(())
     }
@@ -124,7 +133,7 @@ mod tests {
             stop_on_failure,
             parallelism: None,
         };
-        UnfinishedBatch { batch: spec.queued(), spec, begun: true, results: Vec::new() }
+        UnfinishedBatch { batch: spec.queued(), spec, ground: None, begun: true, results: Vec::new() }
     }
 
     fn result(test: usize, event: usize, verdict: Verdict) -> BatchResult {

@@ -30,7 +30,7 @@ pub enum Ground {
     Image,
     /// What this command leaves behind.
     Prepare(Box<RunSpec>),
-    /// What an earlier batch has prepared. It goes with the server: the next one finds nothing here.
+    /// What an earlier batch has prepared. The next server finds nothing here, and looks for it.
     Prepared(#[serde(skip)] Option<Arc<Prepared>>),
 }
 

@@ -93,11 +93,11 @@ impl BatchStore for EmbeddedStore {
             let mut unfinished = Vec::new();
             for entry in promised.iter().map_err(failed(READING))? {
                 let (id, text) = entry.map_err(failed(READING))?;
-                let ReadBatch { mut batch, spec } = format::read(text.value())?;
+                let ReadBatch { mut batch, spec, ground } = format::read(text.value())?;
                 batch.tests = spec.tests.iter().map(|test| Test::named(test.name.clone())).collect();
                 let begun = begun.get(id.value()).map_err(failed(READING))?.is_some();
                 let (results, _) = results(reading, id.value())?;
-                unfinished.push(UnfinishedBatch { batch, spec, begun, results });
+                unfinished.push(UnfinishedBatch { batch, spec, ground, begun, results });
             }
             Ok(unfinished)
         })

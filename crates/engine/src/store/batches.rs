@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::{Key, Known, StoreError};
-use crate::batch::{Batch, BatchEvent, BatchId, BatchSpec, Listed, Test};
+use crate::batch::{Batch, BatchEvent, BatchId, BatchSpec, Listed, PreparedRecord, Test};
 
 /// A batch that somebody was or will be told of, and that must therefore come to its end.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct FinishedBatch {
 pub struct UnfinishedBatch {
     pub batch: Batch,
     pub spec: BatchSpec,
+    /// What it stands on, where an earlier batch has prepared that.
+    pub ground: Option<PreparedRecord>,
     pub begun: bool,
     /// In the order in which they were told.
     pub results: Vec<BatchResult>,

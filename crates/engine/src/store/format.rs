@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::batches::{BatchPromise, BatchResult};
 use super::{Finished, Key, Promise, Shape, StoreError};
-use crate::batch::{Batch, BatchSpec, Test};
+use crate::batch::{Batch, BatchSpec, PreparedRecord, Test};
 
 /// The version of everything in the file. A field that may be absent needs no new one.
 pub(super) const FORMAT: u64 = 1;
@@ -91,12 +91,14 @@ impl BatchHead {
 pub(super) struct WrittenBatch<'a> {
     batch: &'a Batch,
     spec: &'a BatchSpec,
+    ground: Option<PreparedRecord>,
     key: Option<&'a Key>,
 }
 
 impl<'a> From<&'a BatchPromise> for WrittenBatch<'a> {
     fn from(promise: &'a BatchPromise) -> Self {
-        Self { batch: &promise.batch, spec: &promise.spec, key: promise.key.as_ref() }
+        let ground = PreparedRecord::of(&promise.spec.ground);
+        Self { batch: &promise.batch, spec: &promise.spec, ground, key: promise.key.as_ref() }
     }
 }
 
@@ -104,6 +106,8 @@ impl<'a> From<&'a BatchPromise> for WrittenBatch<'a> {
 pub(super) struct ReadBatch {
     pub batch: Batch,
     pub spec: BatchSpec,
+    #[serde(default)]
+    pub ground: Option<PreparedRecord>,
 }
 
 /// One result of a batch. What its run wrote lies with the run.

@@ -1,5 +1,7 @@
 //! Batches that were promised, and those that have ended: what a server leaves to the next one.
 
+mod prepared;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -274,27 +276,6 @@ fn what_has_no_time_left_when_the_server_stops_is_cancelled() {
     let daemon = daemon.restart();
     let done = daemon.get(&going).expect(200);
     assert_eq!(verdicts(&done), ["cancelled", "cancelled"], "{done:#}");
-}
-
-/// What an earlier batch has prepared does not outlive the server, and a batch over it says so.
-#[test]
-fn a_batch_over_something_prepared_that_was_lost_is_interrupted() {
-    let mut daemon = Daemon::builder().host_image().flag("--slots", 1).start();
-    let mut body = scripts(&["cat made"]);
-    body["prepare"] = json!({ "cmd": "sh", "args": ["-c", "echo ok > made"] });
-    let first = daemon.post("/batches", &body).expect(200);
-    let busy = daemon.run_async(&json!({ "image": "host", "cmd": "sleep", "args": ["600"] }));
-    daemon.wait_for_state(&busy, "running");
-    let mut over = scripts(&["cat made"]);
-    over["prepared"] = first["prepared"]["id"].clone();
-    let path = promised(&daemon, &over);
-    daemon.kill9();
-    let daemon = daemon.restart();
-    let done = end_of(&daemon, &path);
-    assert_eq!(verdicts(&done), ["internal_error"], "{done:#}");
-    assert_eq!(done["problem"]["type"], "/problems/interrupted");
-    let first = daemon.get(&format!("/batches/{}", first["id"].as_str().expect("an id"))).expect(200);
-    assert_eq!((&first["prepared"], verdicts(&first)), (&Value::Null, vec!["accepted"]));
 }
 
 #[test]
