@@ -189,6 +189,31 @@ fn the_same_key_and_body_is_the_same_run_and_another_body_is_refused() {
     assert_eq!(problem["run_id"], json!(id));
 }
 
+/// What was uploaded is kept for a while only, and a key for longer.
+#[test]
+fn a_key_stands_for_its_run_or_batch_also_when_what_that_named_is_gone() {
+    let daemon = Daemon::start();
+    let uploaded = daemon.request("POST", "/files").body("gone").send().expect(201);
+    let file = &uploaded["file"];
+    let run = json!({ "image": "host", "cmd": "cat", "stdin": { "file": file } });
+    let batch = json!({ "image": "host", "run": { "cmd": "cat" }, "tests": [{ "stdin": { "file": file } }] });
+    let ask = |path: &str, key: &str, body: &Value| {
+        daemon.request("POST", path).header("Idempotency-Key", key).json(body).send()
+    };
+    let (first, first_batch) =
+        (ask("/runs", "r", &run).expect(200), ask("/batches", "b", &batch).expect(200));
+    assert_eq!(
+        (&first["stdout"], &first_batch["tests"][0]["run"]["stdout"]),
+        (&json!("gone"), &json!("gone"))
+    );
+    assert_eq!(daemon.delete(&format!("/files/{}", file.as_str().expect("an id"))).status, 204);
+    for (path, key, body, first) in [("/runs", "r", &run, &first), ("/batches", "b", &batch, &first_batch)] {
+        assert_eq!(ask(path, key, body).expect(200)["id"], first["id"], "{path}");
+        ask(path, "new", body).problem(422, "invalid-request");
+    }
+    ask("/runs", "r", &json!({ "image": "host", "cmd": "true" })).problem(422, "idempotency-key-reused");
+}
+
 #[test]
 fn a_key_joins_a_run_however_full_the_queue_is_and_keeps_it_going_when_its_client_goes() {
     let daemon = Daemon::builder().host_image().flag("--slots", 1).flag("--queue-capacity", 1).start();

@@ -70,19 +70,26 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
     let key = key.of_batch(caller.principal.name.as_str(), &value);
-    let spec = read(&app, &caller, value)?;
     let patience = prefer.patience(app.config.wait_max_s);
     // Whoever may come back for the batch is promised it; a client that just waits takes it along when it goes.
     let promised = patience.is_some() || key.is_some();
-    let handle = match promised {
-        false => app.batches.submit(spec)?,
-        true => match app.batches.promise(spec, key).await? {
-            TakenBatch::New(handle) => handle,
-            TakenBatch::Known(id) => {
-                let known = app.batches.get(id).await?;
-                known.ok_or_else(|| problem::BATCH_NOT_FOUND.detail(KEY_OUTLIVES_BATCH))?
+    let taken = match app.batches.known(key.as_ref())? {
+        // Whatever it named then, it is not asked for now: files may have gone, and what was prepared, too.
+        Some(id) => TakenBatch::Known(id),
+        None => {
+            let spec = read(&app, &caller, value)?;
+            match promised {
+                false => TakenBatch::New(app.batches.submit(spec)?),
+                true => app.batches.promise(spec, key).await?,
             }
-        },
+        }
+    };
+    let handle = match taken {
+        TakenBatch::New(handle) => handle,
+        TakenBatch::Known(id) => {
+            let known = app.batches.get(id).await?;
+            known.ok_or_else(|| problem::BATCH_NOT_FOUND.detail(KEY_OUTLIVES_BATCH))?
+        }
     };
     hold_to_the_end(&handle, share);
     let leaving = (!promised).then(|| handle.cancel_on_drop());

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use engine::{RunHandle, Taken};
+use engine::{Key, RunHandle, Taken};
 use run::{Run, RunId, RunState};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -79,24 +79,19 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let JsonBody { value, share } = body;
     let key = key.of(caller.principal.name.as_str(), &value);
-    let settings = app.settings.now();
-    let spec = CreateRun::spec(value, &settings.allowed, &caller.principal, &files::lookup(&app, &caller))?;
-    // What goes already need not start in time.
-    if let Some(wait) = prefer.wait.filter(|_| prefer.strict && !app.engine.knows(key.as_ref())) {
-        app.engine.check_wait(&spec.principal.name, wait)?;
-    }
-    let most_s = app.config.wait_max_s;
-    let patience = prefer.patience(most_s);
+    let patience = prefer.patience(app.config.wait_max_s);
     // Whoever may come back for the run is promised it; a client that just waits takes it along when it goes.
     let promised = patience.is_some() || key.is_some();
-    let handle = match promised {
-        false => app.engine.submit(spec)?,
-        true => match app.engine.promise(spec, key).await? {
-            Taken::New(handle) => handle,
-            Taken::Known(id) => match app.engine.live(id) {
-                Some(handle) => handle,
-                None => return again(&app, id, events, prefer).await,
-            },
+    let taken = match app.engine.known(key.as_ref())? {
+        // Whatever it named then, it is not asked for now: files may have gone, and maxima have changed.
+        Some(id) => Taken::Known(id),
+        None => take(&app, &caller, value, prefer, promised.then_some(key)).await?,
+    };
+    let handle = match taken {
+        Taken::New(handle) => handle,
+        Taken::Known(id) => match app.engine.live(id) {
+            Some(handle) => handle,
+            None => return again(&app, id, events, prefer).await,
         },
     };
     app.traces.follow(&handle, place);
@@ -110,6 +105,25 @@ pub async fn create(
         leaving.disarm();
     }
     answer(&app, &run, prefer)
+}
+
+/// Takes what nobody has asked for before. Where it is promised, `promised` has its key, if there is one.
+async fn take(
+    app: &App,
+    caller: &Caller,
+    body: serde_json::Value,
+    prefer: Prefer,
+    promised: Option<Option<Key>>,
+) -> Result<Taken, Problem> {
+    let settings = app.settings.now();
+    let spec = CreateRun::spec(body, &settings.allowed, &caller.principal, &files::lookup(app, caller))?;
+    if let Some(wait) = prefer.wait.filter(|_| prefer.strict) {
+        app.engine.check_wait(&spec.principal.name, wait)?;
+    }
+    Ok(match promised {
+        None => Taken::New(app.engine.submit(spec)?),
+        Some(key) => app.engine.promise(spec, key).await?,
+    })
 }
 
 /// The answer about a run that was waited for as long as the client wanted.

@@ -184,13 +184,9 @@ impl Engine {
     }
 
     /// Takes a run that will come to its end even if the server does first: once this has answered, it is
-    /// written down. Under a key that stands for the same request already, it is that run.
+    /// written down. Under a key that stands for the same request already, it is that run; ask [`Engine::known`]
+    /// first, which needs no place for it.
     pub async fn promise(&self, spec: RunSpec, key: Option<Key>) -> Result<Taken, SubmitError> {
-        if let Some(key) = &key
-            && let Some(known) = self.inner.store.known(key).map_err(not_written)?
-        {
-            return taken(known);
-        }
         let admitted = self.admit(&spec, &self.inner.draining)?;
         let live = self.enlist(self.queued(&spec), &admitted.ticket, true);
         let (answer, taken) = oneshot::channel();
@@ -199,9 +195,14 @@ impl Engine {
         taken.await.unwrap_or(Err(SubmitError::Stopping))
     }
 
-    /// Whether a key stands for a run already.
-    pub fn knows(&self, key: Option<&Key>) -> bool {
-        key.is_some_and(|key| self.inner.store.known(key).is_ok_and(|known| known.is_some()))
+    /// The run that a key stands for already, if it is that of the same request.
+    pub fn known(&self, key: Option<&Key>) -> Result<Option<RunId>, SubmitError> {
+        let Some(key) = key else { return Ok(None) };
+        match self.inner.store.known(key).map_err(not_written)? {
+            None => Ok(None),
+            Some(known) if known.same => Ok(Some(known.id)),
+            Some(_) => Err(SubmitError::KeyReused),
+        }
     }
 
     async fn write_and_drive(

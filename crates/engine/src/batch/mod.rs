@@ -105,19 +105,24 @@ impl Batches {
     }
 
     /// Takes a batch that will come to its end even if the server does first: once this has answered, it is
-    /// written down. Under a key that stands for the same request already, it is that batch.
+    /// written down. Under a key that stands for the same request already, it is that batch; ask
+    /// [`Batches::known`] first, which needs no room for it.
     pub async fn promise(&self, spec: BatchSpec, key: Option<Key>) -> Result<TakenBatch, BatchError> {
-        if let Some(key) = &key
-            && let Some(known) = self.inner.store.known(key).map_err(crate::engine::not_written)?
-        {
-            return taken(known);
-        }
         let held = self.admit(&spec)?;
         let live = self.enlist(spec.queued(), true);
         let (answer, taken) = oneshot::channel();
         // A task of its own from here on: a client that goes away must not leave it half promised.
         self.inner.engine.inner.tasks.spawn(self.clone().write_and_go(live, spec, key, held, answer));
         taken.await.unwrap_or(Err(SubmitError::Stopping.into()))
+    }
+
+    /// The batch that a key stands for already, if it is that of the same request.
+    pub fn known(&self, key: Option<&Key>) -> Result<Option<BatchId>, BatchError> {
+        let Some(key) = key else { return Ok(None) };
+        match self.inner.store.known(key).map_err(crate::engine::not_written)?.map(taken).transpose()? {
+            Some(TakenBatch::Known(id)) => Ok(Some(id)),
+            Some(TakenBatch::New(_)) | None => Ok(None),
+        }
     }
 
     async fn write_and_go(
