@@ -125,17 +125,16 @@ fn a_large_stdin_comes_through_a_pipe_and_its_reader_may_go_early() {
     until("the pipe to be closed", || descriptors() <= before);
 }
 
-/// 256 MiB go through a server that may hold a small part of that.
-#[test]
-fn a_large_upload_costs_no_memory() {
-    let daemon = Daemon::start();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("its status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-    };
-    let before = resident();
-    let (size, piece) = (256 * MIB, vec![7; MIB as usize]);
+/// The most memory that a server has held.
+fn held_at_most(daemon: &Daemon) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// Uploads so many bytes a piece at a time, and says under which id they are.
+fn upload_large(daemon: &Daemon, size: u64, fill: u8) -> String {
+    let piece = vec![fill; MIB as usize];
     let mut stream = TcpStream::connect(daemon.address()).expect("connect");
     write!(
         stream,
@@ -148,9 +147,41 @@ fn a_large_upload_costs_no_memory() {
     let mut answer = String::new();
     std::io::Read::read_to_string(&mut stream, &mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
-    let grown = resident().saturating_sub(before);
+    let id = answer.split('"').find(|word| word.starts_with("sha256:"));
+    id.unwrap_or_else(|| panic!("{answer} names no file")).to_owned()
+}
+
+/// 256 MiB go through a server that may hold a small part of that.
+#[test]
+fn a_large_upload_costs_no_memory() {
+    let daemon = Daemon::start();
+    let before = held_at_most(&daemon);
+    upload_large(&daemon, 256 * MIB, 7);
+    let grown = held_at_most(&daemon).saturating_sub(before);
     assert!(grown < 32 * MIB, "the server grew by {grown} bytes");
-    assert_eq!(files_bytes(&daemon), size);
+    assert_eq!(files_bytes(&daemon), 256 * MIB);
+}
+
+#[test]
+fn an_expected_output_is_compared_without_being_held() {
+    let daemon = Daemon::start();
+    let (wrong, blank) = (upload_large(&daemon, 128 * MIB, b'x'), upload_large(&daemon, 8 * MIB, b' '));
+    let before = held_at_most(&daemon);
+    let test =
+        |file: &str, compare: &str| json!({ "expect": { "stdout": { "file": file }, "compare": compare } });
+    let body = json!({ "image": "host", "run": { "cmd": "echo" }, "tests": [
+        test(&wrong, "exact"), test(&wrong, "lines"), test(&blank, "exact"), test(&blank, "lines"), test(&blank, "tokens"),
+    ]});
+    let done = daemon.request("POST", "/batches").json(&body).send().expect(200);
+    let verdicts: Vec<_> =
+        done["tests"].as_array().expect("tests").iter().map(|test| &test["verdict"]).collect();
+    assert_eq!(
+        verdicts,
+        ["wrong_answer", "wrong_answer", "wrong_answer", "accepted", "accepted"],
+        "{done:#}"
+    );
+    let grown = held_at_most(&daemon).saturating_sub(before);
+    assert!(grown < 32 * MIB, "the server grew by {grown} bytes");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! An outcome compared with an expected answer, as judges do.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
@@ -79,6 +81,14 @@ pub enum Compare {
 }
 
 impl Compare {
+    /// The same as [`Compare::is_same`] for an answer that is too long to be held.
+    pub fn is_same_as(self, written: &[u8], expected: impl Iterator<Item = u8>) -> bool {
+        // White space that is longer than all that was written is not in it.
+        let most_space = written.len() + 1;
+        let written = Counting::new(self, most_space, written.iter().copied());
+        written.eq(Counting::new(self, most_space, expected))
+    }
+
     pub fn is_same(self, written: &[u8], expected: &[u8]) -> bool {
         match self {
             Compare::Exact => written == expected,
@@ -96,10 +106,112 @@ fn tokens(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace).filter(|token| !token.is_empty())
 }
 
+/// The bytes of a text that count when it is compared, one after the other.
+struct Counting<I> {
+    mode: Compare,
+    most_space: usize,
+    bytes: I,
+    /// White space that counts since something came behind it: so many lines, and then this.
+    lines: usize,
+    space: VecDeque<u8>,
+    behind: Option<u8>,
+    begun: bool,
+}
+
+impl<I: Iterator<Item = u8>> Counting<I> {
+    fn new(mode: Compare, most_space: usize, bytes: I) -> Self {
+        Self { mode, most_space, bytes, lines: 0, space: VecDeque::new(), behind: None, begun: false }
+    }
+
+    /// Reads white space and what is behind it; `None` at the end, where it does not count.
+    fn read_on(&mut self) -> Option<()> {
+        let (mut lines, mut space) = (0, VecDeque::new());
+        loop {
+            match (self.bytes.next()?, self.mode) {
+                (b'\n', Compare::Lines) => {
+                    lines += 1;
+                    space.clear();
+                }
+                (byte, Compare::Lines) if byte.is_ascii_whitespace() => {
+                    if space.len() < self.most_space {
+                        space.push_back(byte);
+                    }
+                }
+                (byte, Compare::Tokens) if byte.is_ascii_whitespace() => {
+                    if self.begun && space.is_empty() {
+                        space.push_back(b' ');
+                    }
+                }
+                (byte, _) => {
+                    (self.lines, self.space, self.behind, self.begun) = (lines, space, Some(byte), true);
+                    return Some(());
+                }
+            }
+        }
+    }
+}
+
+impl<I: Iterator<Item = u8>> Iterator for Counting<I> {
+    type Item = u8;
+
+    fn next(&mut self) -> Option<u8> {
+        if self.lines == 0 && self.space.is_empty() && self.behind.is_none() {
+            self.read_on()?;
+        }
+        if self.lines > 0 {
+            self.lines -= 1;
+            return Some(b'\n');
+        }
+        self.space.pop_front().or_else(|| self.behind.take())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Stream;
+
+    #[test]
+    fn a_long_answer_is_compared_as_one_that_is_held() {
+        const LETTERS: &[u8] = b"a \n\tb";
+        let text = |mut number: usize| {
+            let mut text = Vec::new();
+            while number > 0 {
+                text.push(LETTERS[number % LETTERS.len()]);
+                number /= LETTERS.len();
+            }
+            text
+        };
+        let (mut same, mut different) = (0, 0);
+        for (one, other) in (0..300).flat_map(|one| (0..300).map(move |other| (text(one), text(other)))) {
+            for mode in [Compare::Exact, Compare::Lines, Compare::Tokens] {
+                let expected = mode.is_same(&one, &other);
+                assert_eq!(
+                    mode.is_same_as(&one, other.iter().copied()),
+                    expected,
+                    "{mode:?} {one:?} {other:?}"
+                );
+                if expected { same += 1 } else { different += 1 }
+            }
+        }
+        assert!(same > 1000 && different > 100_000, "{same} {different}");
+    }
+
+    #[test]
+    fn white_space_of_a_long_answer_is_not_held() {
+        let spaces = || std::iter::repeat_n(b' ', 10_000_000);
+        for (written, expected, same) in [
+            (&b""[..], spaces().chain([]).collect::<Vec<u8>>(), true),
+            (b"a", [b'a'].into_iter().chain(spaces()).collect(), true),
+            (b"a b", [b'a'].into_iter().chain(spaces()).chain([b'b']).collect(), false),
+        ] {
+            assert_eq!(Compare::Lines.is_same_as(written, expected.iter().copied()), same);
+            let mut counting = Counting::new(Compare::Lines, written.len() + 1, expected.iter().copied());
+            while counting.next().is_some() {
+                assert!(counting.space.capacity() < 100, "{}", counting.space.capacity());
+            }
+        }
+    }
 
     #[test]
     fn outputs_are_compared_as_the_mode_says() {

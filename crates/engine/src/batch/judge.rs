@@ -1,13 +1,14 @@
 //! The tests of a batch: started in their order, ended in whatever order, judged and told.
 
+use std::fs::File;
 use std::future::Future;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
-use run::{Outcome, Output, OutputContent, Run, RunOutput, Stdin, Verdict};
+use run::{Compare, Outcome, Output, OutputContent, Run, RunOutput, Stdin, Verdict};
 
 use super::drive::{Ending, Left, Work, end_of};
 use super::{BatchEvent, BatchSpec, Expect, Test, TestSpec};
@@ -18,6 +19,10 @@ use crate::store::BatchResult;
 
 /// The outputs of all runs of a batch that are kept with it. Beyond that they are compared and forgotten.
 const OUTPUT_BYTES_KEPT: u64 = 32 * 1024 * 1024;
+
+/// An expected output that is longer is read as it is compared.
+const HELD_BYTES_MAX: u64 = 1024 * 1024;
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// What is said in place of a file that would be beyond it.
 const WITH_THE_RUN: &str = "the batch has more outputs than are kept with it; this one is with its run";
@@ -208,15 +213,26 @@ async fn verdict(run: &Arc<Run>, test: &TestSpec, leases: &Leases) -> Verdict {
 
 async fn is_right(run: &Arc<Run>, expect: &Expect, leases: &Leases) -> std::io::Result<Option<bool>> {
     let (written, compare) = (Arc::clone(&run.stdout.bytes), expect.compare);
-    let mut file = match &expect.stdout {
+    let lease = match &expect.stdout {
         Stdin::Empty => return Ok(Some(compare.is_same(&written, b""))),
         Stdin::Bytes(bytes) => return Ok(Some(compare.is_same(&written, bytes))),
-        Stdin::Stored(stored) => leases.get(stored)?.open()?,
+        Stdin::Stored(stored) => leases.get(stored)?,
     };
-    let comparing = tokio::task::spawn_blocking(move || {
-        let mut expected = Vec::new();
-        file.read_to_end(&mut expected)?;
-        Ok(Some(compare.is_same(&written, &expected)))
-    });
+    let (file, held) = (lease.open()?, lease.len() <= HELD_BYTES_MAX);
+    let comparing = tokio::task::spawn_blocking(move || is_same(compare, &written, file, held).map(Some));
     comparing.await.map_err(std::io::Error::other)?
+}
+
+/// A file can be longer than the memory; what was written never is.
+fn is_same(compare: Compare, written: &[u8], mut expected: File, held: bool) -> std::io::Result<bool> {
+    if held {
+        let mut bytes = Vec::new();
+        expected.read_to_end(&mut bytes)?;
+        return Ok(compare.is_same(written, &bytes));
+    }
+    let mut failed = None;
+    let bytes = BufReader::with_capacity(PIECE_BYTES, expected).bytes();
+    let bytes = bytes.map_while(|byte| byte.map_err(|error| failed = Some(error)).ok());
+    let same = compare.is_same_as(written, bytes);
+    failed.map_or(Ok(same), Err)
 }
