@@ -1,5 +1,7 @@
 //! Everything that a request can have too much of is refused, with its name and what is allowed.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Map;
 use support::{Daemon, Value, json};
 
@@ -135,4 +137,62 @@ fn what_comes_beside_a_body_and_what_is_uploaded_is_limited_too() {
     };
     let named: Vec<_> = (0..191).map(named).collect();
     refused_by_name(&daemon, "/runs", &with("files", json!(named)), "/files", "190");
+}
+
+/// Each alone would fit.
+#[test]
+fn what_a_batch_lays_in_and_what_a_test_does_must_fit_together() {
+    let daemon = Daemon::start();
+    let pages = |name: &str, pages: usize| json!([{ "path": name, "text": "x".repeat(4096 * pages) }]);
+    let body = |test: Value, limits: Value| {
+        let limits = json!({ "cmd": "true", "limits": limits });
+        json!({ "image": "host", "files": pages("a", 3), "run": limits, "tests": [{}, test] })
+    };
+    let own = json!({ "files": pages("b", 3) });
+    refused_by_name(
+        &daemon,
+        "/batches",
+        &body(own, json!({ "disk_bytes": 16384 })),
+        "/tests/1/files",
+        "16384",
+    );
+    let less = json!({ "limits": { "disk_bytes": 8192 } });
+    refused_by_name(&daemon, "/batches", &body(less, json!({})), "/files", "8192");
+
+    let named = |names: std::ops::Range<usize>| -> Vec<Value> {
+        let upload = |number: usize| {
+            let sent = daemon.request("POST", "/files").body(format!("{number}")).send().expect(201);
+            json!({ "path": format!("f{number}"), "file": sent["file"] })
+        };
+        names.map(upload).collect()
+    };
+    let mut body = body(json!({ "files": named(0..100) }), json!({}));
+    body["files"] = json!(named(100..191));
+    refused_by_name(&daemon, "/batches", &body, "/tests/1/files", "190");
+    body["files"] = json!(named(100..190));
+    assert_eq!(daemon.post("/batches", &body).expect(200)["tests"][1]["run"]["outcome"], "exited");
+}
+
+/// What all tests have in common is read once, and told once.
+#[test]
+fn a_batch_with_a_thousand_mistakes_and_thousands_of_tests_is_refused_at_once() {
+    let daemon = Daemon::start();
+    let names = (0..1024).map(|number| (format!("K={number}{}", "x".repeat(100)), json!("v")));
+    let env: Value = names.collect::<Map<String, Value>>().into();
+    let body = json!({ "image": "host", "env": env, "run": { "cmd": "true", "limits": { "cpus": 0 } },
+                       "tests": vec![json!({}); 5000] });
+    let began = Instant::now();
+    let problem = daemon.post("/batches", &body).problem(422, "invalid-request");
+    let took = began.elapsed();
+    let errors = problem["errors"].as_array().expect("errors");
+    let place = |error: &Value| {
+        error["pointer"].as_str().is_some_and(|at| at.starts_with("/env/K=") || at == "/run/limits/cpus")
+    };
+    assert!(
+        errors.len() == 1025 && errors.iter().all(place),
+        "{} errors, such as {}",
+        errors.len(),
+        errors[1024]
+    );
+    assert!(took < Duration::from_secs(15), "it took {took:?}");
 }

@@ -1,13 +1,14 @@
 //! What the types of a request can't say: one function for each kind of value, pure, each telling
 //! everything that it finds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use run::{Command, FileContent, FileId, FileSpec, Limits, OutputPattern, Principal, Stdin};
 
 use super::content::{FileRequest, Lookup, StdinBytes, StdinFile, StdinRequest, StoredLength};
 use super::fields::child;
+use super::laid::Laid;
 use super::problem::{self, BadValue, Problem};
 
 const MAX_IMAGE_BYTES: usize = 512;
@@ -15,10 +16,6 @@ const MAX_PATH_BYTES: usize = 4095;
 const MAX_NAME_BYTES: usize = 255;
 const MAX_ID: u64 = 65_535;
 const PRIORITIES: std::ops::RangeInclusive<i64> = -1000..=1000;
-const PAGE_BYTES: u64 = 4096;
-
-/// Each is a descriptor on its way to the sandbox, and those are limited.
-const MAX_STORED_FILES: usize = 190;
 
 pub(super) fn check_priority(priority: i64, bad: &mut Vec<BadValue>) -> i32 {
     if !PRIORITIES.contains(&priority) {
@@ -180,39 +177,22 @@ fn decode(at: &str, base64: &str, bad: &mut Vec<BadValue>) -> Option<Vec<u8>> {
         .ok()
 }
 
-/// Files must fit into the run's own limits, or the set-up would fail later and less clearly.
+/// Files must fit into the run's own limits.
 pub(super) fn check_files(
     requests: Vec<FileRequest>,
     limits: &Limits,
     lookup: Lookup<'_>,
     bad: &mut Vec<BadValue>,
 ) -> Vec<FileSpec> {
-    let (mut bytes, mut inodes, mut stored) = (0, 0, BTreeSet::new());
+    let mut laid = Laid::default();
     let mut files = Vec::with_capacity(requests.len());
     for (i, request) in requests.into_iter().enumerate() {
-        inodes += request.path.split('/').filter(|name| !name.is_empty()).count() as u64;
         if let Some((file, len)) = check_file(&format!("/files/{i}"), request, lookup, bad) {
-            if let FileContent::Stored(file) = &file.content {
-                stored.insert(file.clone());
-            }
-            bytes += len.next_multiple_of(PAGE_BYTES);
+            laid.add(&file, len);
             files.push(file);
         }
     }
-    for (name, most) in [("disk_bytes", limits.disk_bytes), ("memory_bytes", limits.memory_bytes)] {
-        if bytes > most {
-            let detail = format!("hold {bytes} bytes together (whole pages); the limit `{name}` is {most}");
-            bad.push(BadValue::at("/files", detail));
-        }
-    }
-    if inodes > limits.inodes {
-        let detail = format!("may need {inodes} files and folders; the limit `inodes` is {}", limits.inodes);
-        bad.push(BadValue::at("/files", detail));
-    }
-    if stored.len() > MAX_STORED_FILES {
-        let detail = format!("name {} uploaded files; at most {MAX_STORED_FILES} are allowed", stored.len());
-        bad.push(BadValue::at("/files", detail));
-    }
+    bad.extend(laid.check("/files", limits));
     files
 }
 

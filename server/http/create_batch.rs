@@ -1,23 +1,26 @@
 //! The body of `POST /batches`: read once into a [`BatchSpec`]. What a batch and a run have in common is
 //! read by the same code; here it is put together, and what is wrong is told where the client wrote it.
 
+mod reader;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine::batch::{BatchSpec, Expect, Ground, Prepared, TestSpec};
-use run::{Compare, LimitsRequest, OutputEncoding, Principal, Profile, Pull, RunSpec};
+use engine::batch::{BatchSpec, Ground, Prepared};
+use run::{Compare, LimitsRequest, OutputEncoding, Principal, Profile, Pull};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::checks::check_stdin;
 use super::content::{FileRequest, Lookup, StdinRequest};
-use super::create_run::{Allowed, CreateRun, Network};
-use super::fields::{Fields, kind};
-use super::problem::{self, BadValue, Problem};
+use super::create_run::{Allowed, Network};
+use super::fields::Fields;
+use super::laid::Laid;
+use super::problem::{BadValue, Problem};
+
+use reader::Reader;
 
 pub const MAX_TESTS: usize = 5000;
-const MAX_NAME_CHARS: usize = 200;
 const MAX_PARALLELISM: i64 = 1024;
 
 /// One command that prepares, and many runs over what it has left, each compared with what is expected. `null` is
@@ -193,7 +196,7 @@ impl Parts {
     fn check(mut self, around: Around<'_>) -> Result<BatchSpec, Problem> {
         let mut bad = Vec::new();
         let prepared = self.prepared.take().and_then(|id| self.find_prepared(&id, around, &mut bad));
-        let mut reader = Reader { around, common: &self.common, bad };
+        let mut reader = Reader::new(around, &self.common, bad);
         let ground = match (self.prepare, prepared) {
             (Some(command), _) => {
                 let files = self.files.take();
@@ -203,9 +206,18 @@ impl Parts {
             (None, None) => Some(Ground::Image),
         };
         let run = reader.run("/run", self.run.clone(), self.files, &OWN)?;
+        // What is wrong with what all have in common has been told, and is not told of each test again.
+        let (names, of_run) = match &run {
+            Some(_) => (&["image", "limits"][..], self.run),
+            None => (&["image"][..], Map::new()),
+        };
+        let common = self.common.iter().filter(|(name, _)| names.contains(&name.as_str()));
+        let common = common.map(|(name, value)| (name.clone(), value.clone())).collect();
+        reader.common = &common;
+        let laid = run.as_ref().map(|run| Laid::of(&run.files, around.lookup)).unwrap_or_default();
         let mut tests = Vec::with_capacity(self.tests.len());
         for (number, test) in self.tests.into_iter().enumerate() {
-            tests.extend(reader.test(&format!("/tests/{number}"), test, &self.run)?);
+            tests.extend(reader.test(&format!("/tests/{number}"), test, &of_run, &laid)?);
         }
         match (ground, run) {
             (Some(ground), Some(run)) if reader.bad.is_empty() => Ok(BatchSpec {
@@ -248,125 +260,6 @@ fn command(fields: &mut Fields<'_>, name: &str) -> Option<Map<String, Value>> {
     let taken = names.filter_map(|name| inner.take(name).map(|value| (name.to_owned(), value))).collect();
     inner.finish();
     Some(taken)
-}
-
-struct Reader<'a> {
-    around: Around<'a>,
-    common: &'a Map<String, Value>,
-    bad: Vec<BadValue>,
-}
-
-impl Reader<'_> {
-    /// A run of these parts. What is wrong with one of `own` stands `at` that place, anything else where the
-    /// batch has it.
-    fn run(
-        &mut self,
-        at: &str,
-        mut part: Map<String, Value>,
-        files: Option<Value>,
-        own: &[&str],
-    ) -> Result<Option<RunSpec>, Problem> {
-        let own_limits = part.remove("limits");
-        let mut request = self.common.clone();
-        request.extend(part);
-        request.extend(files.map(|files| ("files".to_owned(), files)));
-        let mut limit_names = Vec::new();
-        match own_limits {
-            None => {}
-            Some(Value::Object(limits)) => {
-                limit_names.extend(limits.keys().map(|name| format!("/limits/{name}")));
-                let common = request.entry("limits").or_insert_with(|| Value::Object(Map::new()));
-                // Where the batch's own are of the wrong type, that will be told.
-                if let Value::Object(common) = common {
-                    common.extend(limits);
-                }
-            }
-            Some(other) => {
-                let detail = format!("must be an object, not {}", kind(&other));
-                self.bad.push(BadValue::at(format!("{at}/limits"), detail));
-            }
-        }
-        let Around { allowed, principal, lookup, .. } = self.around;
-        match CreateRun::spec(Value::Object(request), allowed, principal, lookup) {
-            Ok(spec) => Ok(Some(spec)),
-            Err(problem) if problem.kind == &problem::INVALID_REQUEST => {
-                for error in problem.errors {
-                    let pointer = error.pointer.unwrap_or_default();
-                    let is_own = own.iter().any(|name| {
-                        pointer.strip_prefix('/').and_then(|rest| rest.split('/').next()) == Some(*name)
-                    });
-                    let moved = is_own || limit_names.contains(&pointer);
-                    let pointer = if moved { format!("{at}{pointer}") } else { pointer };
-                    let error = BadValue::at(pointer, error.detail);
-                    if !self.bad.contains(&error) {
-                        self.bad.push(error);
-                    }
-                }
-                Ok(None)
-            }
-            Err(problem) => Err(problem),
-        }
-    }
-
-    fn test(&mut self, at: &str, test: Value, run: &Map<String, Value>) -> Result<Option<TestSpec>, Problem> {
-        let Some(mut fields) = Fields::open(at, test, &mut self.bad) else { return Ok(None) };
-        let name = fields.text("name");
-        if name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME_CHARS) {
-            fields.refuse("name", format!("must have at most {MAX_NAME_CHARS} characters"));
-        }
-        let expect = read_expect(&mut fields);
-        let files = fields.take("files");
-        let mut part = run.clone();
-        let mut own = vec!["stdin", "files"];
-        for name in ["args", "outputs"] {
-            if let Some(value) = fields.take(name) {
-                part.insert(name.into(), value);
-                own.push(name);
-            }
-        }
-        let (has_args, has_outputs) = (own.contains(&"args"), own.contains(&"outputs"));
-        part.extend(fields.take("stdin").map(|stdin| ("stdin".to_owned(), stdin)));
-        let limits = fields.take("limits");
-        fields.finish();
-        let common = part.remove("limits");
-        let limits = match (common, limits) {
-            (Some(Value::Object(mut common)), Some(Value::Object(own))) => {
-                common.extend(own);
-                Some(Value::Object(common))
-            }
-            (common, own) => own.or(common),
-        };
-        part.extend(limits.map(|limits| ("limits".to_owned(), limits)));
-        let spec = self.run(at, part, files, &own)?;
-        let lookup = self.around.lookup;
-        let expect = expect.map(|(stdout, compare)| {
-            let stdout = check_stdin(&format!("{at}/expect/stdout"), Some(stdout), lookup, &mut self.bad);
-            Expect { stdout, compare }
-        });
-        Ok(spec.map(|spec| TestSpec {
-            name,
-            command: has_args.then_some(spec.command),
-            stdin: spec.stdin,
-            files: spec.files,
-            limits: spec.limits,
-            outputs: has_outputs.then_some(spec.outputs),
-            expect,
-        }))
-    }
-}
-
-fn read_expect(fields: &mut Fields<'_>) -> Option<(StdinRequest, Compare)> {
-    let value = fields.take("expect")?;
-    let mut inner = fields.open_child("expect", value)?;
-    let before = inner.complaints();
-    let stdout = StdinRequest::read("stdout", &mut inner);
-    if stdout.is_none() && inner.complaints() == before {
-        inner.refuse("stdout", "is required");
-    }
-    let choices = [("exact", Compare::Exact), ("lines", Compare::Lines), ("tokens", Compare::Tokens)];
-    let compare = inner.choice("compare", &choices).unwrap_or_default();
-    inner.finish();
-    stdout.map(|stdout| (stdout, compare))
 }
 
 #[cfg(test)]

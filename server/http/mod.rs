@@ -42,6 +42,7 @@ pub mod fields;
 mod filter;
 pub mod idempotency;
 pub mod json;
+mod laid;
 pub mod listener;
 pub mod pieces;
 pub mod prefer;

@@ -165,7 +165,7 @@ pub struct Problem {
 }
 
 /// One value that can't be accepted: where it stands and what would be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
 pub struct BadValue {
     /// Where in the body it stands, as a JSON pointer (RFC 6901).
     #[serde(skip_serializing_if = "Option::is_none")]
