@@ -50,7 +50,8 @@ fn remove(world: &World, name: &str, what: &str) -> Result<Row> {
             ensure!(answer.status == 204, "{}", answer.text());
             // First they lose their names, then they are deleted.
             while trees(&daemon) != without {
-                ensure!(began.elapsed() < Duration::from_secs(120), "its files do not go");
+                let left = || trees(&daemon).symmetric_difference(&without).cloned().collect::<Vec<_>>();
+                ensure!(began.elapsed() < Duration::from_secs(120), "its files do not go: {:?}", left());
                 std::thread::sleep(Duration::from_millis(5));
             }
             took = began.elapsed();
@@ -95,10 +96,13 @@ fn loaded(daemon: &Daemon, body: &Value, work: impl FnOnce() -> Result<()>) -> R
     })
 }
 
-/// What there is in the store and in its trash, as the server sees it, which alone sees its disk.
+/// What there is in the store and in its trash, as the server sees it, which alone sees its disk. The store comes
+/// first: a tree that goes to the trash meanwhile is then seen twice, and otherwise perhaps not at all.
 fn trees(daemon: &Daemon) -> BTreeSet<OsString> {
     let mut layers = PathBuf::from(format!("/proc/{}/root", daemon.pid()));
     layers.extend(daemon.data_dir().join("layers").components().skip(1));
     let names = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    names(layers.join("trash")).chain(names(layers)).map(|entry| entry.file_name()).collect()
+    let mut trees: BTreeSet<_> = names(layers.clone()).map(|entry| entry.file_name()).collect();
+    trees.extend(names(layers.join("trash")).map(|entry| entry.file_name()));
+    trees
 }
