@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let limits = unpack::Limits { bytes: 1 << 20, entries: 200, ..unpack::Limits::default() };
     // The digest of nothing; only an empty archive has it, which is why every other fails at its end.
     let diff_id = format!("sha256:{}", "0".repeat(64));
-    let job = unpack::Job { diff_id, limits };
+    let job = unpack::Job { diff_id, limits, niceness: 0 };
     let opened = OwnedFd::from(fs::File::open(&root).expect("open the root"));
     let result = unpack::layer(bytes, opened, &job, &mut |_directory| Ok(()));
     assert!(result.is_err(), "nothing hashes to zeros: {result:?}");

@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(crate) name: String,
     pub(crate) diff_id: String,
     pub(crate) source: Source,
+    /// How far its unpacker steps back for others.
+    pub(crate) niceness: u8,
 }
 
 /// A layer that is here, or will be once it is committed.
@@ -76,6 +78,9 @@ const FEW_INODES: u64 = 16;
 /// How much larger files are than the layers that they come in, most of the time.
 const USUAL_RATIO: u64 = 3;
 
+/// A tenth of the weight of the largest layer.
+const BESIDE_THE_LARGEST: u8 = 10;
+
 impl Wanted {
     /// What it will probably take of the disk.
     pub(crate) fn expected(&self) -> u64 {
@@ -117,6 +122,9 @@ impl Pull {
             Source::Piece(piece) => Reverse(piece.size),
             Source::Bytes(bytes) => Reverse(bytes.len() as u64),
         });
+        // The largest one has a processor while others share what is left: with equal parts for all it would be
+        // the last to end, alone, beside processors that have nothing to do.
+        wanted.iter_mut().skip(1).for_each(|layer| layer.niceness = BESIDE_THE_LARGEST);
         let fetch = |layer: Wanted| {
             let pull = self.clone();
             async move { Ok((layer.name.clone(), pull.fetch(layer).await?)) }.boxed()
@@ -205,7 +213,7 @@ impl Pull {
             entries: puller.config.limits.entries,
             ..unpack::Limits::default()
         };
-        let job = unpack::Job { diff_id: layer.diff_id.clone(), limits };
+        let job = unpack::Job { diff_id: layer.diff_id.clone(), limits, niceness: layer.niceness };
         let started = puller.shelf.store.unpack(&layer.name, &job).await;
         let mut unpacking = started.map_err(|error| self.store("start to unpack a layer", error))?;
         let is_all = self.feed(layer, unpacking.as_mut()).await?;

@@ -265,7 +265,7 @@ impl Pull {
             let copy = seen.entry(diff_id).and_modify(|copy| *copy += 1).or_default();
             let hex = digest::hex_of(diff_id).expect("the config was checked");
             let name = if *copy == 0 { hex.to_owned() } else { format!("{hex}-{copy}") };
-            Wanted { at, name, diff_id: diff_id.clone(), source }
+            Wanted { at, name, diff_id: diff_id.clone(), source, niceness: 0 }
         });
         Ok(wanted.collect())
     }
@@ -293,7 +293,8 @@ impl Pull {
         let name = digest::hex_of(&diff_id).expect("it is a digest").to_owned();
         let hold = self.puller.shelf.hold(vec![name.clone()]);
         let at = wanted.len();
-        let wanted = Wanted { at, name: name.clone(), diff_id, source: Source::Bytes(archive.into()) };
+        let wanted =
+            Wanted { at, name: name.clone(), diff_id, source: Source::Bytes(archive.into()), niceness: 0 };
         had.insert(name.clone(), self.fetch(wanted).await?);
         names.insert(0, name);
         Ok((names, Some(hold)))

@@ -13,6 +13,9 @@ pub struct Job {
     pub diff_id: String,
     #[serde(default)]
     pub limits: Limits,
+    /// How far the unpacker steps back where processors are short, as `nice` has it.
+    #[serde(default)]
+    pub niceness: u8,
 }
 
 /// How much one layer may ask of the disk and of us.

@@ -36,7 +36,10 @@ pub fn jailed(
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> String {
     let result = match serde_json::from_str::<Job>(job) {
-        Ok(job) => layer(input, root, &job, mark_opaque),
+        Ok(job) => {
+            sys::step_back(job.niceness);
+            layer(input, root, &job, mark_opaque)
+        }
         Err(error) => Err(UnpackError::BadJob { reason: error.to_string() }),
     };
     serde_json::to_string(&result).expect("a report is plain data")

@@ -8,6 +8,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::libc;
 
+/// Lets others have the processors first. Where that is refused, it only takes longer.
+pub(crate) fn step_back(niceness: u8) {
+    // SAFETY: the call takes numbers and touches no memory of ours.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.into()) };
+}
+
 /// Sets an extended attribute of an open file or directory.
 pub(crate) fn set_xattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: `name` ends with a NUL, and `value` is valid for its length; the kernel only reads them.

@@ -61,6 +61,22 @@ async fn an_image_is_pulled_once_and_then_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_largest_layer_has_the_processors_before_the_others() {
+    as_root!();
+    let Some(registry) = Registry::start().await else { return };
+    let large: String = (0..10_000).map(|number: u32| number.to_string()).collect();
+    let made = made(&[layer(&[("a", "small")]), layer(&[("b", large.as_str())]), layer(&[("c", "small")])]);
+    registry.push("x", "latest", &made).await;
+    let home = Home::new(&[&registry.host]);
+    home.open().await.acquire(&format!("{}/x", registry.host), Pull::Missing).await.unwrap();
+
+    let niceness = home.store.niceness.lock().unwrap().clone();
+    let of = |at: usize| niceness[&hex(&made.diff_ids[at])];
+    assert_eq!(of(1), 0);
+    assert!(of(0) > 0 && of(2) > 0, "{niceness:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn policies_decide_when_the_registry_is_asked() {
     as_root!();
     let Some(registry) = Registry::start().await else { return };

@@ -323,12 +323,14 @@ pub(crate) fn status(code: u16) -> Response {
 }
 
 /// Layers as folders.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Folder {
     path: PathBuf,
     pub(crate) opaque: Arc<Mutex<Vec<String>>>,
     /// How many layers were begun.
     pub(crate) begun: Arc<AtomicU64>,
+    /// How far each layer's unpacker was to step back.
+    pub(crate) niceness: Arc<Mutex<BTreeMap<String, u8>>>,
 }
 
 impl LayerStore for Folder {
@@ -339,6 +341,7 @@ impl LayerStore for Folder {
     ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>> {
         Box::pin(async move {
             let number = self.begun.fetch_add(1, Ordering::SeqCst);
+            self.niceness.lock().unwrap().insert(layer.to_owned(), job.niceness);
             let aside = self.path.join(format!("tmp-{number}"));
             fs::create_dir(&aside)?;
             let (mut reader, writer) = io::pipe()?;
@@ -511,8 +514,7 @@ impl Home {
     pub(crate) fn new(insecure: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("trees")).unwrap();
-        let store =
-            Folder { path: folder.path().join("trees"), opaque: Arc::default(), begun: Arc::default() };
+        let store = Folder { path: folder.path().join("trees"), ..Folder::default() };
         let mut config = Config::new(folder.path().join("records"));
         config.insecure_registries = insecure.iter().map(|host| (*host).to_owned()).collect();
         config.pull_timeout = Duration::from_secs(30);

@@ -210,7 +210,7 @@ pub(crate) fn unpack_with(input: &[u8], diff_id: &str, limits: Limits) -> Outcom
         opaque.push(path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned());
         Ok(())
     };
-    let job = Job { diff_id: diff_id.into(), limits };
+    let job = Job { diff_id: diff_id.into(), limits, niceness: 0 };
     let result = unpack::layer(input, File::open(&root).unwrap().into(), &job, &mut mark);
     Outcome { result, opaque, folder }
 }
