@@ -3,16 +3,18 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::{Whence, ftruncate, lseek};
 
 use crate::UnpackError;
 use crate::archive::{Archive, Entry, Kind};
+use crate::early::Early;
 use crate::job::{DirMeta, Job, Report};
 use crate::path::{Marker, Path};
 use crate::sparse::Stretch;
 use crate::stream::Stream;
+use crate::sys;
 use crate::tree::{Counts, Meta, Tree};
 
 /// What a file system gives out at once.
@@ -125,13 +127,16 @@ impl Unpacker<'_> {
             let offset = i64::try_from(offset).map_err(|_| fail(nix::Error::EFBIG.into()))?;
             lseek(&*file, offset, Whence::SeekSet).map_err(|errno| fail(errno.into()))?;
         }
-        let mut left = len;
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+        let (mut written, mut early) = (0, Early::with(len));
+        while written < len {
+            let most = usize::try_from(len - written).unwrap_or(usize::MAX).min(self.buffer.len());
             let read = self.archive.read(&mut self.buffer[..most])?;
             file.write_all(&self.buffer[..read]).map_err(fail)?;
-            left -= read as u64;
+            written += read as u64;
             self.tree.counts.file_bytes += read as u64;
+            if let Some((from, bytes)) = early.after(written) {
+                sys::begin_to_write(file.as_fd(), offset + from, bytes);
+            }
         }
         Ok(())
     }

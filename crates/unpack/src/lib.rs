@@ -4,6 +4,7 @@
 
 mod archive;
 mod contents;
+mod early;
 mod error;
 mod header;
 mod job;

@@ -14,6 +14,13 @@ pub(crate) fn step_back(niceness: u8) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.into()) };
 }
 
+/// Has the disk begin with a part of a file, without waiting for it. Where that is refused, it begins when it must.
+pub(crate) fn begin_to_write(file: BorrowedFd<'_>, from: u64, len: u64) {
+    let (Ok(from), Ok(len)) = (from.try_into(), len.try_into()) else { return };
+    // SAFETY: the call takes a descriptor and numbers and touches no memory of ours.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), from, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Sets an extended attribute of an open file or directory.
 pub(crate) fn set_xattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: `name` ends with a NUL, and `value` is valid for its length; the kernel only reads them.

@@ -89,7 +89,7 @@ const ALLOWED: Groups = &[
         calls![
             SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_preadv SYS_pwritev SYS_preadv2
             SYS_pwritev2 SYS_lseek SYS_close SYS_close_range SYS_dup SYS_dup3 SYS_fcntl SYS_flock SYS_fsync
-            SYS_fdatasync SYS_ftruncate SYS_fallocate SYS_fadvise64 SYS_readahead SYS_copy_file_range
+            SYS_fdatasync SYS_sync_file_range SYS_ftruncate SYS_fallocate SYS_fadvise64 SYS_readahead SYS_copy_file_range
             SYS_pipe2
         ],
     ),
@@ -407,7 +407,7 @@ pub(super) fn jail() -> Policy {
         SYS_sendto SYS_recvfrom SYS_ppoll SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise
         SYS_futex SYS_getrandom SYS_clock_gettime SYS_gettimeofday SYS_sched_yield SYS_sigaltstack SYS_rt_sigaction
         SYS_rt_sigprocmask SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill SYS_exit SYS_exit_group
-        SYS_restart_syscall SYS_rseq SYS_copy_file_range SYS_ioctl SYS_sched_getaffinity SYS_setpriority
+        SYS_restart_syscall SYS_rseq SYS_copy_file_range SYS_ioctl SYS_sched_getaffinity SYS_setpriority SYS_sync_file_range
     ];
     #[cfg(target_arch = "x86_64")]
     let here: &[Call] = calls![SYS_poll];
