@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 const STEPS: &str = r#"
     set -euo pipefail
     disk=$1.floor; host=$2; image=$3
-    rm -f "$disk"; truncate -s 8G "$disk"; mkfs.ext4 -q "$disk"; mkdir -p "$disk.at"
-    mount -o loop,noatime "$disk" "$disk.at"; cd "$disk.at"
+    rm -f "$disk"; truncate -s 8G "$disk"; mkfs.ext4 -q "$disk"
+    attach "$disk"; cd "$disk.at"
     curl -s -H 'Accept: application/vnd.oci.image.manifest.v1+json' "http://$host/v2/$image/manifests/1" > manifest
     for digest in $(jq -r '.layers[].digest' manifest); do
         curl -s "http://$host/v2/$image/blobs/$digest" > "$digest"
@@ -29,7 +29,8 @@ const STEPS: &str = r#"
 
 pub(super) fn measure(host: &str, image: &str, place: &Path) -> Result<f64> {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "bash", "-c", STEPS, "floor"]).arg(place.join("disk")).args([host, image]);
+    let script = format!("{}{STEPS}", super::ATTACH);
+    command.args(["--mount", "bash", "-c", &script, "floor"]).arg(place.join("disk")).args([host, image]);
     let done = command.stdin(Stdio::null()).output().context("start unshare")?;
     let said = String::from_utf8_lossy(&done.stderr);
     ensure!(done.status.success(), "the floor could not be measured: {said}");
