@@ -158,14 +158,14 @@ impl<'a> Outer<'a> {
         let (ground, scratch, owner) = (self.ground, &inner.scratch, self.owner);
         let mapped =
             (ground.map_ids && self.outline.stands("user_namespace")).then_some(inner.userns.as_fd());
-        let mut lowers = Vec::new();
+        let (mut lowers, mut open) = (Vec::new(), Vec::new());
         let mut layers = match (rootfs, &ground.host) {
             // An overlay wants something below, also for an image that has nothing.
             (Rootfs::Layers(names), _) if names.is_empty() => {
                 vec![rootfs::tmpfs(4096, 2, sys::MOUNT_ATTR_RDONLY).at("mount empty layer")?]
             }
             (Rootfs::Layers(names), _) => {
-                let views = store::views(&ground.layers, names, mapped)?;
+                let views = store::views(&ground.layers, names, mapped, ground.layer_mode, &mut open)?;
                 if mapped.is_none() {
                     host::own_folders(&views, scratch, owner).at("make directories of its own")?;
                 }
@@ -184,7 +184,8 @@ impl<'a> Outer<'a> {
             }
         };
         if let Some(frozen) = over {
-            layers.splice(0..0, store::views(&ground.layers, std::slice::from_ref(frozen), mapped)?);
+            let frozen = std::slice::from_ref(frozen);
+            layers.splice(0..0, store::views(&ground.layers, frozen, mapped, ground.layer_mode, &mut open)?);
         }
         if ground.layer_mode == LayerMode::Attached {
             enter_own_mounts()?;

@@ -10,7 +10,7 @@ use nix::fcntl::{OFlag, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::dir;
-use crate::rootfs;
+use crate::rootfs::{self, LayerMode};
 use crate::step::{At, Failure};
 
 /// Where layers are unpacked before they are committed, and where they go before they are deleted.
@@ -70,19 +70,33 @@ fn set_aside(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Read-only views of the layers, topmost first, with ids mapped to the run's.
+/// Read-only views of the layers, topmost first, with ids mapped to the run's. What is put into `open` has to stay so
+/// until an overlay has them.
 pub(crate) fn views(
     store: &OwnedFd,
     layers: &[String],
     userns: Option<BorrowedFd<'_>>,
+    mode: LayerMode,
+    open: &mut Vec<OwnedFd>,
 ) -> Result<Vec<OwnedFd>, Failure> {
-    let mut views = Vec::with_capacity(layers.len());
-    for layer in layers {
-        check_name(layer)?;
-        let tree = dir::open_dir_beneath(store, layer, OFlag::empty()).at("open layer")?;
-        views.push(rootfs::view(tree.as_fd(), userns).at("map layer")?);
+    layers.iter().try_for_each(|layer| check_name(layer))?;
+    let found =
+        |store: &OwnedFd, layer: &String, flags| dir::open_dir_beneath(store, layer, flags).at("open layer");
+    match mode {
+        // An image may have a hundred layers. One view of the whole store is enough for all of them, since an overlay
+        // clones what it is given and sees nothing above it.
+        LayerMode::Detached => {
+            let store = rootfs::view(store.as_fd(), userns).at("map layers")?;
+            let views = layers.iter().map(|layer| found(&store, layer, OFlag::O_PATH)).collect();
+            open.push(store);
+            views
+        }
+        LayerMode::Attached => {
+            let view =
+                |layer| rootfs::view(found(store, layer, OFlag::empty())?.as_fd(), userns).at("map layer");
+            layers.iter().map(view).collect()
+        }
     }
-    Ok(views)
 }
 
 /// A fresh directory for one layer.
