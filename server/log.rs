@@ -1,10 +1,16 @@
 //! The log: JSON where a machine reads it, text in a terminal, always on standard error.
 
+mod writer;
+
+use std::backtrace::Backtrace;
 use std::error::Error;
 use std::fmt;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+
+pub use writer::{AUDIT, Lost, lost, take};
 
 use crate::config::LogFormat;
 
@@ -40,7 +46,7 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Text => false,
         LogFormat::Auto => !terminal,
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer::Lines);
     // What nobody reads is lost. That complaint would go the same way, and panic.
     let log = log.log_internal_errors(false);
     let started = if json {
@@ -55,6 +61,30 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         log.try_init()
     };
     started.map_err(|error| anyhow::anyhow!("start the log: {error}"))
+}
+
+/// How long the end of the program waits for whoever reads its log.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// From now on nobody who logs waits for whoever reads, not even who panics.
+pub fn write_aside() -> std::io::Result<()> {
+    writer::start()?;
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        take(format!("thread '{name}' {panic}\n{}\n", Backtrace::capture()).as_bytes());
+    }));
+    Ok(())
+}
+
+/// Held until the program ends, in whatever way: then what was said is written, as far as somebody reads it.
+#[derive(Debug)]
+pub struct LastWords;
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        writer::flush(LAST_PATIENCE);
+    }
 }
 
 /// Logs by another filter from now on.

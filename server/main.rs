@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sandglass::cli::{self, Cli};
+use sandglass::log::LastWords;
 
 fn main() -> ExitCode {
+    let _said = LastWords;
     match Cli::try_parse() {
         Ok(cli) => cli.execute(),
         Err(error) => cli::misused(&error),

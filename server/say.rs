@@ -6,6 +6,8 @@ use std::fmt::Arguments;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::log;
+
 /// What shells say of a program that SIGPIPE has ended.
 const ENDED_BY_SIGPIPE: u8 = 128 + 13;
 
@@ -38,7 +40,7 @@ pub fn all(text: &[u8]) -> Result<(), Unsaid> {
 }
 
 pub fn aside(words: Arguments<'_>) {
-    let _ = io::stderr().lock().write_all(format!("{words}\n").as_bytes());
+    log::take(format!("{words}\n").as_bytes());
 }
 
 /// The last word about an error of a command.

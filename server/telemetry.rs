@@ -24,6 +24,7 @@ pub use self::tls::Handshake;
 
 use crate::keys::Ledger;
 use crate::leaks::Disk;
+use crate::log;
 
 const HTTP_S: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -98,6 +99,7 @@ pub struct Telemetry {
     coalesced: IntCounter,
     files_bytes: IntGauge,
     batches: IntCounterVec,
+    log_lines_dropped: IntCounterVec,
     tls: tls::TlsMetrics,
     /// What each principal has used.
     ledger: Arc<Ledger>,
@@ -128,6 +130,7 @@ pub struct Gauges {
     pub cgroups: usize,
     pub mounts: usize,
     pub ready: bool,
+    pub log_lost: log::Lost,
     /// Absent where it can't be asked for.
     pub disk: Option<Disk>,
     pub files: engine::files::FileCounts,
@@ -292,6 +295,12 @@ impl Telemetry {
             coalesced: make.counter("image_pulls_coalesced_total", "Requests that joined a pull under way"),
             batches: make.counters("batches_total", "Finished batches", "result", BATCHES),
             files_bytes: make.gauge("files_bytes", "Uploaded files, and what batches have prepared"),
+            log_lines_dropped: make.counters(
+                "log_lines_dropped_total",
+                "Lines of the log that its reader did not take in time",
+                "kind",
+                ["audit", "other"],
+            ),
             tls: tls::TlsMetrics::new(&make),
             registry: make.0.clone(),
             routes: OnceLock::new(),
@@ -389,9 +398,14 @@ impl Telemetry {
         {
             self.sandboxes.with_label_values(&[state]).set(number as i64);
         }
-        // The pool keeps its own count, in one place with what it decides.
-        for (counter, count) in [(&self.pool_hits, counts.pool.hits), (&self.pool_misses, counts.pool.misses)]
-        {
+        let lost = |kind| self.log_lines_dropped.with_label_values(&[kind]);
+        // The pool and the log keep their own counts, in one place with what they decide.
+        for (counter, count) in [
+            (&self.pool_hits, counts.pool.hits),
+            (&self.pool_misses, counts.pool.misses),
+            (&lost("audit"), now.log_lost.audit),
+            (&lost("other"), now.log_lost.other),
+        ] {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
         self.queue_depth.set(counts.queued as i64);

@@ -40,6 +40,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let canary = Canary::read(&config.launcher)?;
     privilege::give_up(identity)?;
 
+    // The first of the threads.
+    log::write_aside()?;
     let read = Box::new(move || again.load());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let end = runtime.block_on(start::serve(config, listener, launcher, hello, docker, canary, read))?;

@@ -202,7 +202,7 @@ impl Audit {
 impl Drop for Audit {
     fn drop(&mut self) {
         tracing::info!(
-            target: "audit",
+            target: crate::log::AUDIT,
             principal = %self.caller.principal.name,
             key = self.caller.key.as_deref(),
             method = %self.method,

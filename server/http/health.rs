@@ -14,6 +14,7 @@ use super::App;
 use super::problem::{self, Document, Problem};
 use super::query::PathText;
 use crate::leaks::Disk;
+use crate::log;
 use crate::telemetry::Gauges;
 
 /// Below this much room in the store, pulls would soon fail.
@@ -170,6 +171,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         cgroups: app.groups.live(),
         mounts: app.mounts.live(),
         ready: not_ready(&app, disk).is_none(),
+        log_lost: log::lost(),
         disk,
         files: app.files.counts(),
     });

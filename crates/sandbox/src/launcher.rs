@@ -112,7 +112,12 @@ fn serve(options: &str, jailed: Jailed) -> ExitCode {
 
 /// Says what went wrong, if anybody reads it: who has gone is no reason to end in the middle of something.
 fn complain(failure: &Failure) {
-    let _ = writeln!(io::stderr(), "sandglass-launcher: {failure}");
+    let stderr = io::stderr();
+    // Nor if somebody holds it and doesn't read: the server waits for our end.
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if matches!(poll(&mut fds, PollTimeout::from(1000u16)), Ok(ready) if ready > 0) {
+        let _ = stderr.lock().write_all(format!("sandglass-launcher: {failure}\n").as_bytes());
+    }
 }
 
 /// The server's socket, out of the place where every child would inherit it: a keeper or an init that
