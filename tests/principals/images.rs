@@ -138,6 +138,40 @@ fn alices_service(liar: &Liar) -> (Daemon, String) {
     (builder.start(), alice)
 }
 
+/// A login of one's own says nothing about the image: a hub that limits how much strangers pull has public ones too.
+#[test]
+fn an_image_that_everybody_can_have_is_everybodys_once_somebody_without_a_login_has_asked() {
+    let registry = registry();
+    registry.push("public/tool", "1", &Image::busybox().layer(secret()));
+    let liar = Liar::that_tells_apart(&registry, |user, path| !path.contains("/private/") || user == "alice");
+    let builder = Daemon::builder().flag("--insecure-registry", liar.host());
+    let key = |name: &str| builder.key(&[name, "--scope", "run,images"]);
+    let [alice, bob, carol, dave] = ["alice", "bob", "carol", "dave"].map(key);
+    builder.login("alice", &liar.host(), "alice", "alice");
+    builder.login("bob", &liar.host(), "bob", "bob");
+    let daemon = builder.start();
+    let image = liar.image("public/tool:1");
+    let layers = registry.layers_of("public/tool", "1");
+    let downloads = || {
+        let asked = liar.asked();
+        layers.iter().map(|layer| asked.iter().filter(|line| line.contains(layer)).count()).sum::<usize>()
+    };
+    reads_the_secret(&run(&daemon, &alice, &image, "missing"));
+    assert_eq!(downloads(), layers.len());
+    // Nobody has asked without a login, so nobody knows whether all may have it.
+    run(&daemon, &carol, &image, "never").problem(422, "image-not-present");
+    reads_the_secret(&run(&daemon, &carol, &image, "missing"));
+    assert_eq!(downloads(), 2 * layers.len(), "its layers are proved by their bytes");
+    assert_eq!(names(&daemon, &carol), [(image.clone(), None)]);
+    // From then on it is there for all, and its layers also for those who have a login of their own.
+    let before = liar.asked().len();
+    reads_the_secret(&run(&daemon, &dave, &image, "missing"));
+    reads_the_secret(&run(&daemon, &bob, &image, "missing"));
+    assert_eq!(liar.asked().len(), before);
+    reads_the_secret(&run(&daemon, &bob, &image, "always"));
+    assert_eq!(downloads(), 2 * layers.len());
+}
+
 #[test]
 fn access_is_proved_again_and_what_is_taken_back_opens_nothing() {
     let registry = registry();
