@@ -126,7 +126,7 @@ fn run_once(ground: &Ground, spec: &LaunchSpec, null: &OwnedFd, slot: u32) -> Re
     let job = Job { slot, control: theirs, outline: Outline::of(spec) };
     let pid = match sys::fork().at("fork keeper")? {
         Fork::Child => {
-            sys::close_in_child(ours.as_fd());
+            sys::close_for_good(ours.as_fd());
             std::process::exit(keeper::main(ground, &job))
         }
         Fork::Parent(pid) => pid,

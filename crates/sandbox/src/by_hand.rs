@@ -72,7 +72,7 @@ fn try_run(spec: &Path, layers: Option<&Path>, state: &Path) -> Result<u8, Failu
     let job = Job { slot: 0, control: theirs, outline: Outline::of(&spec) };
     let pid = match sys::fork().at("fork keeper")? {
         Fork::Child => {
-            sys::close_in_child(ours.as_fd());
+            sys::close_for_good(ours.as_fd());
             std::process::exit(keeper::main(&ground, &job))
         }
         Fork::Parent(pid) => pid,

@@ -2,6 +2,8 @@
 //! left. Forked from init ahead of need, it puts up every wall that doesn't depend on the program, waits
 //! to be told what to become, lays the run's files, gives up its last privileges, and executes.
 
+mod line;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,19 +20,15 @@ use nix::unistd::{
 use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
+use self::line::CommandLine;
 use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::{LaunchSpec, Outline};
 use crate::step::{At, Failure};
-use crate::{dir, fence, inside, packet, seccomp, sys};
-
-/// Where programs are looked for when neither image nor request says.
-pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::{dir, fence, inside, packet, rehearsal, seccomp, sys};
 
 /// Everything that the program will be, ready for calls that take no decision any more.
 pub(crate) struct Program<'a> {
-    pub(crate) candidates: Vec<CString>,
-    pub(crate) argv: Vec<CString>,
-    pub(crate) env: Vec<CString>,
+    pub(crate) line: CommandLine,
     pub(crate) workdir: CString,
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
@@ -72,16 +70,17 @@ struct Told {
 
 /// Waits, and becomes the program or says why not. A closed socket means that nothing will run.
 pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
-    let said = match put_up_walls(outline).and_then(|()| wait(launch.as_fd())) {
+    let ready = put_up_walls(outline).inspect(|()| rehearse(outline, id_width));
+    let said = match ready.and_then(|()| wait(launch.as_fd())) {
         Err(failure) => Said::Failed(failure.into()),
-        Ok(None) => std::process::exit(0),
+        Ok(None) => sys::exit_at_once(0),
         Ok(Some(told)) => match prepare(&told, id_width) {
             Ok(program) => exec(&program, launch, told.cpu),
             Err(reason) => Said::NotStarted(reason),
         },
     };
     let _ = packet::send(launch.as_fd(), &said, &[]);
-    std::process::exit(127);
+    sys::exit_at_once(127);
 }
 
 /// Every wall that doesn't depend on what the program will be, put up while nobody waits: installing the
@@ -109,6 +108,16 @@ fn put_up_walls(outline: &Outline) -> Result<(), Failure> {
         filter_calls(outline)?;
     }
     Ok(())
+}
+
+/// Goes the way of a command that does nothing, for the reason that [`crate::rehearsal`] gives.
+fn rehearse(outline: &Outline, id_width: u32) {
+    let Ok(spec) = rehearsal::read_spec(outline) else { return };
+    if let Ok(who) = inside::identity(&spec.user, id_width) {
+        let _ = inside::make_workdir(&spec.workdir, &who);
+        let _ = CommandLine::of(&spec, &who.home);
+    }
+    let _ = (getcwd(), serde_json::to_vec(&Said::Starting(Start { at_ns: 0, cpu_us: 0 })));
 }
 
 /// The filter of a command that has processors of its own, which it must not leave.
@@ -147,15 +156,8 @@ fn prepare(told: &Told, id_width: u32) -> Result<Program<'_>, String> {
     let workdir = if spec.workdir.is_empty() { "/" } else { &spec.workdir };
     inside::make_workdir(workdir, &who)?;
     inside::lay_files(spec, &told.files, &who)?;
-    let words = |words: &[String]| -> Result<Vec<CString>, String> {
-        let made = words.iter().map(|word| CString::new(word.as_str())).collect::<Result<_, _>>();
-        made.map_err(|_| "a word of the command contains a NUL byte".to_owned())
-    };
-    let env = environment(&spec.env, &who.home);
     Ok(Program {
-        candidates: candidates(&spec.argv[0], &env)?,
-        argv: words(&spec.argv)?,
-        env: words(&env)?,
+        line: CommandLine::of(spec, &who.home)?,
         workdir: CString::new(workdir).map_err(|_| "the working directory contains a NUL byte".to_owned())?,
         uid,
         gid,
@@ -164,36 +166,6 @@ fn prepare(told: &Told, id_width: u32) -> Result<Program<'_>, String> {
         #[cfg(feature = "removable-walls")]
         leaked: if spec.stands("no_leak") { None } else { told.files.last().map(AsFd::as_fd) },
     })
-}
-
-/// The environment with the two variables that every program expects.
-pub(crate) fn environment(given: &[String], home: &str) -> Vec<String> {
-    let has =
-        |key: &str| given.iter().any(|entry| entry.split_once('=').is_some_and(|(name, _)| name == key));
-    let mut env = given.to_vec();
-    if !has("PATH") {
-        env.push(format!("PATH={DEFAULT_PATH}"));
-    }
-    if !has("HOME") {
-        env.push(format!("HOME={home}"));
-    }
-    env
-}
-
-/// The paths at which the program may be. With a slash in its name there is only one.
-pub(crate) fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, String> {
-    if program.is_empty() {
-        return Err("the program's name is empty".into());
-    }
-    let whole =
-        |path: String| CString::new(path).map_err(|_| "the program's name contains a NUL byte".to_owned());
-    if program.contains('/') {
-        return Ok(vec![whole(program.to_owned())?]);
-    }
-    let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    path.split(':')
-        .map(|dir| whole(if dir.is_empty() { format!("./{program}") } else { format!("{dir}/{program}") }))
-        .collect()
 }
 
 /// Becomes the program, or says why not and exits.
@@ -210,7 +182,7 @@ fn exec(program: &Program<'_>, tells: &OwnedFd, cpu_before: Duration) -> ! {
         };
     tell(&said);
     // Nothing is dropped: the descriptors' numbers are not what they were.
-    std::process::exit(127);
+    sys::exit_at_once(127);
 }
 
 const TELLS: i32 = 3;
@@ -370,9 +342,9 @@ fn become_program(program: &Program<'_>) -> String {
         _ => return format!("the working directory {workdir:?} is not inside the sandbox"),
     }
     let mut worst = Errno::ENOENT;
-    let mut at = program.candidates.first();
-    for candidate in &program.candidates {
-        let Err(errno) = execve(candidate.as_c_str(), &program.argv, &program.env);
+    let mut at = program.line.candidates.first();
+    for candidate in &program.line.candidates {
+        let Err(errno) = execve(candidate.as_c_str(), &program.line.argv, &program.line.env);
         match errno {
             Errno::ENOENT | Errno::ENOTDIR if access(candidate.as_c_str(), AccessFlags::F_OK).is_err() => {}
             errno => {
@@ -389,7 +361,7 @@ fn become_program(program: &Program<'_>) -> String {
 }
 
 fn explain(program: &Program<'_>, at: Option<&CStr>, errno: Errno) -> String {
-    let name = program.argv.first().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name = program.line.argv.first().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let path = at.map_or_else(|| name.clone(), |path| path.to_string_lossy().into_owned());
     match errno {
         Errno::ENOENT | Errno::ENOTDIR if at.is_some_and(|path| access(path, AccessFlags::F_OK).is_ok()) => {
@@ -406,27 +378,5 @@ fn explain(program: &Program<'_>, at: Option<&CStr>, errno: Errno) -> String {
             )
         }
         errno => format!("can't start {path:?}: {}", errno.desc()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_without_a_slash_is_looked_up_in_the_run_s_path() {
-        let env = vec!["PATH=/a::/b".to_owned()];
-        let found: Vec<String> =
-            candidates("x", &env).unwrap().into_iter().map(|path| path.into_string().unwrap()).collect();
-        assert_eq!(found, ["/a/x", "./x", "/b/x"]);
-        assert_eq!(candidates("./x", &env).unwrap().len(), 1);
-        assert!(candidates("", &env).is_err());
-    }
-
-    #[test]
-    fn path_and_home_are_added_only_where_they_are_missing() {
-        assert_eq!(environment(&["HOME=/h".into(), "PATH=/p".into()], "/x"), ["HOME=/h", "PATH=/p"]);
-        let env = environment(&[], "/x");
-        assert_eq!(env, [format!("PATH={DEFAULT_PATH}"), "HOME=/x".to_owned()]);
     }
 }

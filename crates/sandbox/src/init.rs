@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::command;
 use crate::protocol::Outline;
 use crate::step::{At, Failure};
-use crate::sys::{self, Fork, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use crate::sys::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
 use crate::{cgroup, inside, packet, proc};
 
 /// The empty directory of the launcher's root on which a run's root is put before it is pivoted into.
@@ -137,16 +137,19 @@ fn run(
     sync: BorrowedFd<'_>,
     launch: OwnedFd,
 ) -> Result<Option<OwnedFd>, Failure> {
-    match sys::fork().at("fork command")? {
-        Fork::Child => command::main(outline, id_width, &launch),
-        Fork::Parent(command) => {
-            drop(launch);
-            let end = wait_for(command);
-            let alone = end.alone;
-            packet::send(sync, &Report::Ended(end), &[]).at("report to keeper")?;
-            Ok(if alone { wait_for_death(sync) } else { None })
-        }
-    }
+    let ended = sys::lodger(
+        || command::main(outline, id_width, &launch),
+        |command| {
+            // The keeper is to see when the command's own end closes. By number: the other still reads it here.
+            sys::close_for_good(launch.as_fd());
+            wait_for(command)
+        },
+    );
+    std::mem::forget(launch);
+    let end = ended.at("clone command")?;
+    let alone = end.alone;
+    packet::send(sync, &Report::Ended(end), &[]).at("report to keeper")?;
+    Ok(if alone { wait_for_death(sync) } else { None })
 }
 
 /// With nothing else left to end, its own exit only keeps the processor from the keeper, which has the answer

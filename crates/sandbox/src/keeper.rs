@@ -28,7 +28,7 @@ use crate::protocol::{Began, Event, Finished, LaunchSpec, Order, Outline};
 use crate::rootfs::LayerMode;
 use crate::step::{At, Failure};
 use crate::watch::{self, Ending, Left, SETUP_PATIENCE, Sources};
-use crate::{after, packet, sys};
+use crate::{after, packet, rehearsal, sys};
 
 /// What every keeper inherits from the launcher.
 #[derive(Debug)]
@@ -241,6 +241,9 @@ fn wait_for_run(
     control: &OwnedFd,
     began: Instant,
 ) -> Result<Option<(Told, Option<Account>)>, Failure> {
+    // Init is building meanwhile.
+    let _ = rehearsal::read_spec(outer.outline);
+    rehearsal::write_report();
     let mut ready = None;
     let mut deadline = Some(began + SETUP_PATIENCE);
     // A sandbox whose layers nobody knows yet is as ready as it can be.

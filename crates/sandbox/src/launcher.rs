@@ -188,8 +188,8 @@ impl Launcher {
             }
             Ok(Fork::Child) => {
                 // These two stay the launcher's alone: the server must see its end when it dies.
-                sys::close_in_child(signals.as_fd());
-                sys::close_in_child(self.socket.as_fd());
+                sys::close_for_good(signals.as_fd());
+                sys::close_for_good(self.socket.as_fd());
                 std::process::exit(self.serve_child(request, slot, control, fds));
             }
             Err(errno) => {
@@ -273,7 +273,7 @@ impl Launcher {
                 self.deleting.insert(pid);
             }
             Ok(Fork::Child) => {
-                sys::close_in_child(self.socket.as_fd());
+                sys::close_for_good(self.socket.as_fd());
                 if let Err(failure) = trash::empty(&self.ground.layers) {
                     complain(&failure);
                 }

@@ -28,6 +28,7 @@ mod worker;
 
 mod keeper;
 mod prepare;
+mod rehearsal;
 mod watch;
 
 mod after;

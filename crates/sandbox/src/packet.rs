@@ -37,25 +37,37 @@ pub(crate) fn send(socket: BorrowedFd<'_>, value: &impl Serialize, fds: &[Borrow
 thread_local! {
     /// What packets are received into, always the same: room for the longest, made anew for each, costs a
     /// short run more than reading what is in it.
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_PACKET_BYTES]);
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The next packet; `None` when the other side has closed.
 pub(crate) fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let (len, fds) = loop {
-            match sys::receive_packet(socket, buffer) {
-                // A reset says, once, that the other side has closed with packets of ours unread. What it had
-                // sent before is still here and comes first; after that comes the end.
-                Err(Errno::EINTR | Errno::ECONNRESET) => {}
-                result => break result?,
-            }
-        };
-        if len == 0 {
-            return Ok(None);
+    // Taken and put back: a process that shared this memory and was killed in here has not put it back.
+    let mut buffer = BUFFER.take();
+    if buffer.is_empty() {
+        buffer = vec![0; MAX_PACKET_BYTES];
+    }
+    let received = receive_into(&mut buffer, socket);
+    BUFFER.set(buffer);
+    received
+}
+
+fn receive_into<T: DeserializeOwned>(
+    buffer: &mut [u8],
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let (len, fds) = loop {
+        match sys::receive_packet(socket, buffer) {
+            // A reset says, once, that the other side has closed with packets of ours unread. What it had
+            // sent before is still here and comes first; after that comes the end.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
+            result => break result?,
         }
-        Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
-    })
+    };
+    if len == 0 {
+        return Ok(None);
+    }
+    Ok(Some((serde_json::from_slice(&buffer[..len])?, fds)))
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl<'a> Outer<'a> {
         let cloned = match sys::clone3(namespaces as u64, self.group.clone_target()) {
             Ok(None) => {
                 drop((sync, launch));
-                sys::close_in_child(control.as_fd());
+                sys::close_for_good(control.as_fd());
                 let ends = Ends { sync: their_sync, launch: their_launch, tasks };
                 init::main(self.outline, self.ground.id_width, ends)
             }

@@ -5,11 +5,13 @@
 use std::ffi::{CStr, CString};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::size_of;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -53,6 +55,47 @@ pub(crate) fn fork() -> Result<Fork> {
         nix::unistd::ForkResult::Parent { child } => Fork::Parent(child),
         nix::unistd::ForkResult::Child => Fork::Child,
     })
+}
+
+/// How much the stack of a [`lodger`] may grow; what it doesn't touch takes no memory.
+const LODGER_STACK_BYTES: usize = 512 * 1024;
+
+/// Starts a child that lives in its parent's memory until it executes something or ends by
+/// [`exit_at_once`]: nothing has to be copied for it, and nothing taken apart when it executes.
+///
+/// `meanwhile` is the parent, and must do nothing but close descriptors and [`wait`] until the child has
+/// ended: both have one heap, and what belongs to a thread they have in common too.
+pub(crate) fn lodger<F: FnMut(), T>(mut child: F, meanwhile: impl FnOnce(Pid) -> T) -> Result<T> {
+    extern "C" fn begin<F: FnMut()>(child: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: it points to the closure below, which the parent doesn't touch before this process has ended.
+        let child = unsafe { &mut *child.cast::<F>() };
+        child();
+        exit_at_once(127)
+    }
+    let stack = lodger_stack()?;
+    let (flags, child) = (libc::CLONE_VM | libc::SIGCHLD, (&raw mut child).cast::<libc::c_void>());
+    // SAFETY: the stack is nobody else's, and `child` lives until `meanwhile` has returned.
+    let pid = Errno::result(unsafe { libc::clone(begin::<F>, stack, flags, child) })?;
+    Ok(meanwhile(Pid::from_raw(pid)))
+}
+
+/// The upper end of a stack, below which lies a page that nobody may touch. It stays for as long as this
+/// process does.
+fn lodger_stack() -> Result<*mut libc::c_void> {
+    let len = |bytes| NonZeroUsize::new(bytes).ok_or(Errno::EINVAL);
+    let (all, guard) = (len(LODGER_STACK_BYTES)?, len(4096)?);
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK;
+    // SAFETY: a new mapping, which overlaps nothing.
+    let start = unsafe { mmap_anonymous(None, all, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+    // SAFETY: nobody else knows of it yet.
+    unsafe { mprotect(start, guard.get(), ProtFlags::PROT_NONE) }?;
+    Ok(start.as_ptr().wrapping_byte_add(LODGER_STACK_BYTES))
+}
+
+/// Ends this process and nothing of what it shares with others: no destructor and no handler runs.
+pub(crate) fn exit_at_once(code: i32) -> ! {
+    // SAFETY: it doesn't return.
+    unsafe { libc::_exit(code) }
 }
 
 #[repr(C)]
@@ -184,8 +227,9 @@ pub(crate) fn write_to(number: RawFd, bytes: &[u8]) -> Result<usize> {
     nix::unistd::write(fd, bytes)
 }
 
-/// In a forked child that ends by `exit` and so never drops the owner: closes what stays the parent's.
-pub(crate) fn close_in_child(fd: BorrowedFd<'_>) {
+/// Closes a descriptor whose owner is never dropped in this process: in a child that ends by `exit` what stays
+/// the parent's, or the other way round.
+pub(crate) fn close_for_good(fd: BorrowedFd<'_>) {
     // SAFETY: close takes a number. The owner is never dropped in this process, as said above.
     unsafe { libc::close(fd.as_raw_fd()) };
 }
