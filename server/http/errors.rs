@@ -1,5 +1,7 @@
 //! What other rooms call their errors, and which problem each is to a client.
 
+use std::time::Duration;
+
 use engine::batch::BatchError;
 use engine::files::FilesError;
 use engine::{StoreError, SubmitError};
@@ -7,6 +9,9 @@ use image::ImageError;
 
 use super::problem::{self, BadValue, Kind, Problem};
 use crate::log::Chain;
+
+/// When it is worth trying again where files that runs use leave no room.
+const FILES_IN_USE_PAUSE: Duration = Duration::from_secs(1);
 
 impl From<ImageError> for Problem {
     fn from(error: ImageError) -> Self {
@@ -71,7 +76,10 @@ impl From<FilesError> for Problem {
     fn from(error: FilesError) -> Self {
         match &error {
             FilesError::TooLarge { .. } => problem::BODY_TOO_LARGE.detail(error.to_string()),
-            FilesError::Full { .. } => problem::FILES_FULL.detail(error.to_string()),
+            // What runs use is given back as they end.
+            FilesError::Full { .. } => {
+                problem::FILES_FULL.detail(error.to_string()).retry_after(FILES_IN_USE_PAUSE)
+            }
             FilesError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 problem::FILES_FULL.detail("the disk is full")
             }
@@ -140,10 +148,7 @@ mod tests {
             (ImageError::NotPresent { reference: text() }, &problem::IMAGE_NOT_PRESENT),
             (ImageError::NoSpace { reference: text() }, &problem::STORE_FULL),
             (ImageError::NoInodes { reference: text() }, &problem::STORE_FULL),
-            (
-                ImageError::Timeout { reference: text(), limit: std::time::Duration::ZERO },
-                &problem::PULL_TIMEOUT,
-            ),
+            (ImageError::Timeout { reference: text(), limit: Duration::ZERO }, &problem::PULL_TIMEOUT),
             (ImageError::Cancelled { reference: text() }, &problem::DRAINING),
             (
                 ImageError::Store { doing: text(), source: Arc::new(io::Error::other("disk")) },

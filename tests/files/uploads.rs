@@ -200,7 +200,8 @@ fn there_is_a_budget_and_what_was_not_used_lately_makes_room() {
     let third = upload(&daemon, megabytes(3, 5));
     let there = |id: &str| daemon.request("HEAD", &format!("/files/{id}")).send().status == 200;
     assert_eq!((there(&old), there(&new), there(&third)), (true, false, true));
-    daemon.request("POST", "/files").body(megabytes(4, 7)).send().problem(503, "files-full");
+    let full = daemon.request("POST", "/files").body(megabytes(4, 7)).send().problem(503, "files-full");
+    assert_eq!(full["retry_after_ms"], json!(1000), "{full}");
     assert_eq!(daemon.wait_for_state(&id, "finished")["stdout"], format!("{}\n", 4 * MIB));
     upload(&daemon, megabytes(4, 7));
     assert_eq!(files_bytes(&daemon), 7 * MIB);
