@@ -190,6 +190,29 @@ fn who_can_not_use_a_late_answer_is_told_at_once() {
     strict(60, ", handling=strict").expect(200);
 }
 
+#[test]
+fn what_a_key_may_run_at_once_is_waited_for_though_slots_are_free() {
+    let builder = Daemon::builder().host_image().flag("--slots", 4);
+    let (one, other) = (builder.key(&["one", "--concurrency", "1"]), builder.key(&["bob"]));
+    let daemon = builder.start();
+    daemon.request("POST", "/runs").key(&one).json(&sh("sleep 2")).send().expect(200);
+    let mut long = sh("sleep 200");
+    long["limits"] = json!({ "wall_time_ms": 300_000 });
+    let long = begin(&daemon, &one, &long);
+    // Then the slot of the first has come back, and how long it was held is known.
+    until("the second to run", || show(&daemon, &one, &long)["state"] == "running");
+    let strict = |key: &str, wait: u32| {
+        let prefer = format!("wait={wait}, handling=strict");
+        daemon.request("POST", "/runs").header("Prefer", prefer).key(key).json(&sh("true")).send()
+    };
+    let refused = strict(&one, 1);
+    assert!(retry_after(&refused) >= 2);
+    refused.problem(429, "wait-too-long");
+    strict(&other, 60).expect(200);
+    let path = format!("/runs/{}", long["id"].as_str().expect("an id"));
+    daemon.request("DELETE", &path).key(&one).send().expect(200);
+}
+
 /// What a program sees of its processors, and whether it can change that.
 const LOOK: &str = r#"
 import os, time

@@ -312,8 +312,8 @@ impl Engine {
     }
 
     /// Whether a run would start within that time, as far as anybody can tell.
-    pub fn check_wait(&self, principal: &PrincipalName, within: Duration) -> Result<(), SubmitError> {
-        match self.inner.admission.expected_wait(principal) {
+    pub fn check_wait(&self, spec: &RunSpec, within: Duration) -> Result<(), SubmitError> {
+        match self.inner.admission.expected_wait(&spec.principal, &spec.limits) {
             Some(expected) if expected > within => {
                 self.inner.observer.rejected(Rejection::Deadline);
                 Err(SubmitError::TooLate { expected })

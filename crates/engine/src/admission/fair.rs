@@ -76,8 +76,24 @@ impl Fair {
         (self.whole.slots - self.free.slots) as usize
     }
 
-    pub(super) fn has_a_free_slot(&self) -> bool {
-        self.free.slots > 0
+    /// Whether nobody waits and one more run of that principal would have its turn at once.
+    pub(super) fn starts_at_once(&self, who: &Principal, claim: Claim) -> bool {
+        self.queued == 0 && claim.fits(self.free) && !self.has_all(who)
+    }
+
+    /// Whether the principal runs as much at once as it may; then only its own turns matter to it.
+    fn has_all(&self, who: &Principal) -> bool {
+        let most = who.quota.concurrency.map_or(u64::MAX, u64::from);
+        self.running(who) >= most
+    }
+
+    fn running(&self, who: &Principal) -> u64 {
+        self.lines.get(&who.name).map_or(0, |line| line.running.slots)
+    }
+
+    /// How many turns that come to an end make way for one more run of that principal.
+    pub(super) fn makes_way(&self, who: &Principal) -> usize {
+        if self.has_all(who) { self.running(who) as usize } else { self.held() }
     }
 
     pub(super) fn queued(&self) -> usize {

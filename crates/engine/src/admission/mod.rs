@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use run::{Limits, PrincipalName, RunSpec};
+use run::{Limits, Principal, PrincipalName, RunSpec};
 use tokio::sync::oneshot;
 
 pub use claim::Budget;
@@ -171,12 +171,13 @@ impl Admission {
     }
 
     /// How long one more run of that principal would wait, as far as anybody can tell.
-    pub(crate) fn expected_wait(&self, who: &PrincipalName) -> Option<Duration> {
+    pub(crate) fn expected_wait(&self, who: &Principal, limits: &Limits) -> Option<Duration> {
+        let claim = Claim::of(limits, &self.budget);
         let state = self.lock();
-        if state.fair.queued() == 0 && state.fair.has_a_free_slot() {
+        if state.fair.starts_at_once(who, claim) {
             return Some(Duration::ZERO);
         }
-        state.drain.time_for(state.fair.position_of_next(who), state.fair.held())
+        state.drain.time_for(state.fair.position_of_next(&who.name), state.fair.makes_way(who))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

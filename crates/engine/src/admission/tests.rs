@@ -232,12 +232,30 @@ async fn a_slot_that_nobody_takes_is_not_lost() {
 async fn the_wait_that_is_expected_is_what_lies_ahead() {
     let (alice, bob) = (principal("alice", Quota::default()), principal("bob", Quota::default()));
     let admission = admission(1, 10);
-    assert_eq!(admission.expected_wait(&alice.name), Some(Duration::ZERO));
+    assert_eq!(admission.expected_wait(&alice, &Limits::default()), Some(Duration::ZERO));
     let slot = admission.enter(&spec(&alice, 0)).unwrap().slot().await;
-    assert_eq!(admission.expected_wait(&bob.name), None, "nothing has ended yet");
+    assert_eq!(admission.expected_wait(&bob, &Limits::default()), None, "nothing has ended yet");
     admission.lock().drain.ended(Duration::from_secs(3));
     let _waiting: Vec<_> = (0..5).map(|_| admission.enter(&spec(&alice, 0)).unwrap()).collect();
-    assert_eq!(admission.expected_wait(&alice.name), Some(Duration::from_secs(18)));
-    assert_eq!(admission.expected_wait(&bob.name), Some(Duration::from_secs(6)), "his turn comes after one");
+    assert_eq!(admission.expected_wait(&alice, &Limits::default()), Some(Duration::from_secs(18)));
+    assert_eq!(
+        admission.expected_wait(&bob, &Limits::default()),
+        Some(Duration::from_secs(6)),
+        "his turn comes after one"
+    );
     drop(slot);
+}
+
+#[tokio::test]
+async fn a_quota_or_a_budget_that_is_used_up_is_waited_for_though_slots_are_free() {
+    let one = principal("one", Quota { concurrency: Some(1), ..Quota::default() });
+    let other = principal("bob", Quota::default());
+    let admission = Admission::new(4, 10, Budget { cpus: 2.0, ..Budget::default() });
+    let limits = |cpus| Limits { cpus, ..Limits::default() };
+    let _held = admission.enter(&spec(&one, 0)).unwrap().slot().await;
+    admission.lock().drain.ended(Duration::from_secs(3));
+    let three = Some(Duration::from_secs(3));
+    assert_eq!(admission.expected_wait(&one, &limits(1.0)), three, "its quota");
+    assert_eq!(admission.expected_wait(&other, &limits(1.0)), Some(Duration::ZERO));
+    assert_eq!(admission.expected_wait(&other, &limits(1.5)), three, "the budget");
 }
