@@ -193,7 +193,8 @@ pub async fn get(
 }
 
 /// Cancels a batch and answers when every process of it is dead. One that has ended is left as it is, or, with
-/// `purge=true`, is forgotten with all its runs and what they wrote.
+/// `purge=true`, is forgotten with all its runs and what they wrote, but for large outputs, which are files:
+/// `DELETE /files/{id}`.
 #[utoipa::path(delete, path = "/batches/{id}", operation_id = "cancel_batch", tag = "batches",
     params(("id" = String, Path, format = Uuid, description = "The batch's id"),
            ("purge" = Option<bool>, Query, description = "Forget the batch and its runs once it has ended")),

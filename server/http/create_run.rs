@@ -82,7 +82,7 @@ pub struct CreateRun {
     priority: Option<i64>,
     output_encoding: Option<OutputEncoding>,
     /// `true` (the default), or `false`: once the run has ended nothing of what it wrote is kept. Whoever waits for
-    /// it or follows it has it all the same.
+    /// it or follows it has it all the same. Large outputs are files, which go with `DELETE /files/{id}` or in time.
     keep_output: Option<bool>,
     /// Words of the client's own, given back with the run.
     labels: Option<BTreeMap<String, String>>,

@@ -193,7 +193,7 @@ fn show(run: Option<Arc<Run>>) -> Result<Response, Problem> {
 }
 
 /// Cancels a run and answers when every process of it is dead. One that has ended is left as it is, or, with
-/// `purge=true`, is forgotten with all that it wrote.
+/// `purge=true`, is forgotten with all that it wrote, but for large outputs, which are files: `DELETE /files/{id}`.
 #[utoipa::path(delete, path = "/runs/{id}", operation_id = "cancel_run", tag = "runs",
     params(("id" = String, Path, format = Uuid, description = "The run's id"),
            ("purge" = Option<bool>, Query, description = "Forget the run once it has ended")),
