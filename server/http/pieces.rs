@@ -71,6 +71,7 @@ pub struct RunJson {
     around: std::vec::IntoIter<String>,
     outputs: std::vec::IntoIter<(Stream, Encoding)>,
     reading: Option<(Stream, Encoding, u64)>,
+    cut: bool,
 }
 
 impl RunJson {
@@ -92,7 +93,13 @@ impl RunJson {
             around: Vec::from(around).into_iter(),
             outputs: outputs.into_iter(),
             reading: None,
+            cut: false,
         })
+    }
+
+    /// The run was forgotten in the middle of it: not all of an output was there.
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     fn output(&mut self) -> Option<String> {
@@ -101,7 +108,9 @@ impl RunJson {
         if encoding == Encoding::Utf8 && !last {
             bytes.truncate(bytes.len() - open_tail(&bytes));
         }
-        self.reading = (!last).then_some((stream, encoding, offset + bytes.len() as u64));
+        let end = offset + bytes.len() as u64;
+        self.cut |= last && end < self.watcher.extent(stream).bytes;
+        self.reading = (!last).then_some((stream, encoding, end));
         Some(match encoding {
             Encoding::Base64 => BASE64_STANDARD.encode(bytes),
             Encoding::Utf8 => {

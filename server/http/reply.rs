@@ -1,15 +1,18 @@
 //! A run as clients see it. The outputs stay in the run's own memory and are written into the JSON
-//! from there: the body is the only copy that is made of them.
+//! from there: the body is the only copy that is made of them. Of large ones none is made: the body is written
+//! while it is taken.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, io};
 
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::display::Base64Display;
 use base64::prelude::BASE64_STANDARD;
-use engine::Shape;
+use engine::{Found, Shape, Watcher};
+use futures_util::stream;
 use jiff::Timestamp;
 use run::{
     Encoding, FileId, ImageRef, LimitHit, Limits, OutputContent, OutputEncoding, Run, RunId, RunOutput,
@@ -19,6 +22,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::auth::AboutRun;
+use super::pieces::RunJson;
 use super::problem::Problem;
 
 /// One run, in whatever state. Fields that are not known yet are `null`.
@@ -264,11 +268,16 @@ pub fn maybe_time<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Res
 }
 
 /// The reply that shows one run.
-pub fn run(status: StatusCode, run: &Run) -> Response {
-    let mut body = Vec::with_capacity(2048 + run.stdout.bytes.len() + run.stderr.bytes.len());
-    if let Err(error) = serde_json::to_writer(&mut body, &RunReply::from(run)) {
-        return super::problem::INTERNAL_ERROR.detail(error.to_string()).into_response();
-    }
+pub fn run(status: StatusCode, found: &Found) -> Response {
+    let run = &*found.run();
+    let body = match found {
+        Found::Whole(run) => whole(run),
+        Found::Large(watcher) => bit_by_bit(watcher),
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(detail) => return super::problem::INTERNAL_ERROR.detail(detail).into_response(),
+    };
     let mut reply = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
     reply.extensions_mut().insert(AboutRun(run.id));
     if let Some(timings) = server_timing(&run.timings) {
@@ -277,10 +286,29 @@ pub fn run(status: StatusCode, run: &Run) -> Response {
     reply
 }
 
+fn whole(run: &Run) -> Result<Body, String> {
+    let mut body = Vec::with_capacity(2048 + run.stdout.bytes.len() + run.stderr.bytes.len());
+    serde_json::to_writer(&mut body, &RunReply::from(run)).map_err(|error| error.to_string())?;
+    Ok(body.into())
+}
+
+fn bit_by_bit(watcher: &Watcher) -> Result<Body, String> {
+    let mut json = RunJson::new(watcher.clone()).ok_or("a run can't be written as JSON")?;
+    let pieces = std::iter::from_fn(move || {
+        // Who is sent less than there was must not take it for all.
+        if json.is_cut() {
+            return Some(Err(io::Error::other("the run was forgotten meanwhile")));
+        }
+        json.next().map(Ok)
+    });
+    Ok(Body::from_stream(stream::iter(pieces)))
+}
+
 /// What a client hears that waited for the end: the run, or the problem if there is no verdict about the program.
-pub fn finished(run: &Run) -> Result<Response, Problem> {
+pub fn finished(found: &Found) -> Result<Response, Problem> {
+    let run = found.run();
     match &run.problem {
-        None => Ok(self::run(StatusCode::OK, run)),
+        None => Ok(self::run(StatusCode::OK, found)),
         Some(problem) => Err(about(problem, Some(run.id))),
     }
 }

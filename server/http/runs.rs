@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use engine::{Key, RunHandle, Taken};
+use engine::{Found, Key, RunHandle, Taken};
 use run::{Run, RunId, RunState};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -104,7 +104,7 @@ pub async fn create(
     if let Some(leaving) = leaving {
         leaving.disarm();
     }
-    answer(&app, &run, prefer)
+    answer(&app, &run.into(), prefer)
 }
 
 /// Takes what nobody has asked for before. Where it is promised, `promised` has its key, if there is one.
@@ -127,12 +127,12 @@ async fn take(
 }
 
 /// The answer about a run that was waited for as long as the client wanted.
-fn answer(app: &App, run: &Run, prefer: Prefer) -> Result<Response, Problem> {
-    let most_s = app.config.wait_max_s;
+fn answer(app: &App, found: &Found, prefer: Prefer) -> Result<Response, Problem> {
+    let (most_s, run) = (app.config.wait_max_s, found.run());
     let reply = match prefer.patience(most_s) {
-        Some(patience) if patience.is_zero() => accepted(run),
-        _ if run.state == RunState::Finished => reply::finished(run)?,
-        Some(_) => accepted(run),
+        Some(patience) if patience.is_zero() => accepted(found),
+        _ if run.state == RunState::Finished => reply::finished(found)?,
+        Some(_) => accepted(found),
         None => return Err(problem::DRAINING.detail(STAYS_QUEUED).about_run(run.id)),
     };
     Ok(prefer.applied(most_s, reply))
@@ -145,8 +145,8 @@ async fn again(app: &App, id: RunId, events: bool, prefer: Prefer) -> Result<Res
         let watcher = app.engine.watch(id).await?.ok_or_else(forgotten)?;
         return Ok(events::of_run(app, watcher, None));
     }
-    let run = app.engine.get(id).await?.ok_or_else(forgotten)?;
-    answer(app, &run, prefer)
+    let found = app.engine.find(id).await?.ok_or_else(forgotten)?;
+    answer(app, &found, prefer)
 }
 
 /// What a request holds in memory counts for as long as its run has not ended, whoever waits for it.
@@ -160,9 +160,9 @@ fn hold_to_the_end(handle: &RunHandle, share: Option<OwnedSemaphorePermit>) {
     });
 }
 
-fn accepted(run: &Run) -> Response {
-    let mut reply = reply::run(StatusCode::ACCEPTED, run);
-    if let Ok(location) = HeaderValue::try_from(format!("/runs/{}", run.id)) {
+fn accepted(found: &Found) -> Response {
+    let mut reply = reply::run(StatusCode::ACCEPTED, found);
+    if let Ok(location) = HeaderValue::try_from(format!("/runs/{}", found.run().id)) {
         reply.headers_mut().insert(header::LOCATION, location);
     }
     reply
@@ -182,14 +182,18 @@ pub async fn get(
     query: Parameters,
 ) -> Result<Response, Problem> {
     query.finish()?;
-    let Some(wait) = prefer.wait else { return show(app.engine.get(id).await?) };
+    let Some(wait) = prefer.wait else { return show(app.engine.find(id).await?.as_ref()) };
     let prefer = Prefer { wait: Some(wait), ..Prefer::default() };
     let most_s = app.config.wait_max_s;
-    show(app.engine.wait(id, prefer.patience(most_s)).await?).map(|reply| prefer.applied(most_s, reply))
+    let found = match app.engine.live(id) {
+        Some(handle) => Some(handle.wait(prefer.patience(most_s)).await.into()),
+        None => app.engine.find(id).await?,
+    };
+    show(found.as_ref()).map(|reply| prefer.applied(most_s, reply))
 }
 
-fn show(run: Option<Arc<Run>>) -> Result<Response, Problem> {
-    run.map(|run| reply::run(StatusCode::OK, &run)).ok_or_else(|| problem::RUN_NOT_FOUND.problem())
+fn show(found: Option<&Found>) -> Result<Response, Problem> {
+    found.map(|found| reply::run(StatusCode::OK, found)).ok_or_else(|| problem::RUN_NOT_FOUND.problem())
 }
 
 /// Cancels a run and answers when every process of it is dead. One that has ended is left as it is, or, with
@@ -216,7 +220,7 @@ pub async fn cancel(
     if purge && run.as_ref().is_some_and(|run| run.state == RunState::Finished) {
         app.engine.forget(id).await?;
     }
-    show(run)
+    show(run.map(Found::from).as_ref())
 }
 
 /// Some of the server's runs, the newest first.

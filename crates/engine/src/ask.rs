@@ -132,7 +132,7 @@ fn merge(
 }
 
 /// The run with its outputs.
-fn load(store: &dyn RunStore, stored: Finished) -> Result<Arc<Run>, StoreError> {
+pub(crate) fn load(store: &dyn RunStore, stored: Finished) -> Result<Arc<Run>, StoreError> {
     if stored.loaded {
         return Ok(stored.run);
     }

@@ -6,6 +6,7 @@ mod clock;
 mod drive;
 mod engine;
 mod execute;
+mod found;
 
 pub mod batch;
 
@@ -33,6 +34,7 @@ pub use ask::Runs;
 pub use engine::{Config, Counts, Engine, SubmitError, Taken};
 pub use execute::{Context, Executed, Gate, Stdin, Step, execute, problem_name};
 pub use files::Leases;
+pub use found::Found;
 pub use images::Images;
 pub use launcher::{Control, Launch, LaunchError, Launched, Launcher, SandboxLauncher};
 pub use live::{CancelOnDrop, RunHandle};

@@ -15,6 +15,8 @@ pub struct Watcher(Of);
 #[derive(Clone, Debug)]
 enum Of {
     Live(Arc<Live>),
+    /// It has ended, and somebody has its outputs.
+    Ended(Arc<Run>),
     Stored(Finished, Arc<dyn RunStore>),
 }
 
@@ -39,6 +41,10 @@ impl Watcher {
         Self(Of::Live(live))
     }
 
+    pub(crate) fn ended(run: Arc<Run>) -> Self {
+        Self(Of::Ended(run))
+    }
+
     pub(crate) fn stored(run: Finished, store: Arc<dyn RunStore>) -> Self {
         Self(Of::Stored(run, store))
     }
@@ -47,6 +53,7 @@ impl Watcher {
     pub fn run(&self) -> Arc<Run> {
         match &self.0 {
             Of::Live(live) => live.run(),
+            Of::Ended(run) => Arc::clone(run),
             Of::Stored(stored, _) => Arc::clone(&stored.run),
         }
     }
@@ -65,6 +72,7 @@ impl Watcher {
         };
         match &self.0 {
             Of::Live(live) => look(live, stream, cut),
+            Of::Ended(run) => cut(&of(run, stream).bytes, true),
             Of::Stored(stored, _) if stored.loaded => cut(&of(&stored.run, stream).bytes, true),
             Of::Stored(stored, store) => {
                 let bytes = store.read(stored.run.id, stream, offset, most).unwrap_or_else(|error| {
@@ -81,6 +89,7 @@ impl Watcher {
     pub fn extent(&self, stream: Stream) -> Extent {
         match &self.0 {
             Of::Live(live) => look(live, stream, |bytes, whole| Extent { bytes: bytes.len() as u64, whole }),
+            Of::Ended(run) => Extent { bytes: of(run, stream).bytes.len() as u64, whole: true },
             Of::Stored(stored, _) => Extent { bytes: stored.shape(stream).bytes, whole: true },
         }
     }
@@ -89,6 +98,7 @@ impl Watcher {
     pub fn shape(&self, stream: Stream) -> Shape {
         match &self.0 {
             Of::Live(live) => Shape::of(of(&live.run(), stream)),
+            Of::Ended(run) => Shape::of(of(run, stream)),
             Of::Stored(stored, _) => stored.shape(stream),
         }
     }
@@ -99,7 +109,7 @@ impl Watcher {
         match &self.0 {
             Of::Live(live) => live.until(|| look(self)).await,
             // Nothing more will happen.
-            Of::Stored(..) => match look(self) {
+            Of::Ended(_) | Of::Stored(..) => match look(self) {
                 Some(found) => found,
                 None => std::future::pending().await,
             },
