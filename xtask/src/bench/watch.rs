@@ -1,6 +1,5 @@
 //! How much memory of their own a process and all below it have at once.
 
-use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,33 +34,23 @@ impl Memory {
     }
 }
 
+/// Only the processes in question are looked at: to read about every process of a machine takes time of the processors
+/// that the pull which is measured needs.
 fn below(top: u32) -> u64 {
-    let mut parents = HashMap::new();
-    let mut bytes = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<u64>().ok()
-        };
-        parents.insert(pid, field("PPid:").unwrap_or_default() as u32);
-        bytes.insert(pid, field("RssAnon:").unwrap_or_default() * 1024);
-    }
-    let is_below = |mut pid: u32| {
-        // Bounded, should the parents change while they are read.
-        for _ in 0..64 {
-            if pid == top {
-                return true;
-            }
-            match parents.get(&pid) {
-                Some(parent) if *parent > 1 => pid = *parent,
-                _ => return false,
-            }
+    let (mut bytes, mut left) = (0, vec![top]);
+    while let Some(pid) = left.pop() {
+        bytes += anonymous_bytes(pid);
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            left.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }
-        false
-    };
-    bytes.iter().filter(|(pid, _)| is_below(**pid)).map(|(_, bytes)| bytes).sum()
+    }
+    bytes
+}
+
+/// One that has ended meanwhile has none.
+fn anonymous_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default() * 1024
 }
