@@ -21,4 +21,5 @@ mod proc;
 mod processes;
 mod registries;
 mod resources;
+mod start;
 mod strangers;

@@ -3,8 +3,9 @@
 //! to be told what to become, lays the run's files, gives up its last privileges, and executes.
 
 mod line;
+mod reason;
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use run::{Profile, SetupFailure};
 use serde::{Deserialize, Serialize};
 
 use self::line::CommandLine;
+use self::reason::{explain, tellable};
 use crate::keeper::{is_pipe, read_spec};
 use crate::protocol::{LaunchSpec, Outline};
 use crate::step::{At, Failure};
@@ -76,7 +78,7 @@ pub(crate) fn main(outline: &Outline, id_width: u32, launch: &OwnedFd) -> ! {
         Ok(None) => sys::exit_at_once(0),
         Ok(Some(told)) => match prepare(&told, id_width) {
             Ok(program) => exec(&program, launch, told.cpu),
-            Err(reason) => Said::NotStarted(reason),
+            Err(reason) => Said::NotStarted(tellable(reason)),
         },
     };
     let _ = packet::send(launch.as_fd(), &said, &[]);
@@ -171,24 +173,32 @@ fn prepare(told: &Told, id_width: u32) -> Result<Program<'_>, String> {
 /// Becomes the program, or says why not and exits.
 fn exec(program: &Program<'_>, tells: &OwnedFd, cpu_before: Duration) -> ! {
     // The descriptor that tells is 3 from here on, and the only one beside the program's own three.
-    let said =
-        match inherit(program, tells.as_fd()).and_then(|()| give_up(program)).and_then(|()| hold(program)) {
-            Err(failure) => Said::Failed(failure.into()),
-            Ok(()) => {
-                let cpu_us = sys::cpu_time().saturating_sub(cpu_before).as_micros() as u64;
-                tell(&Said::Starting(Start { at_ns: sys::monotonic().as_nanos() as u64, cpu_us }));
-                Said::NotStarted(become_program(program))
-            }
-        };
-    tell(&said);
+    let starts = inherit(program, tells.as_fd())
+        .and_then(|()| give_up(program))
+        .and_then(|()| hold(program))
+        .and_then(|()| tell_of_start(cpu_before));
+    let said = match starts {
+        Err(failure) => Said::Failed(failure.into()),
+        Ok(()) => Said::NotStarted(tellable(become_program(program))),
+    };
+    let _ = tell(&said);
     // Nothing is dropped: the descriptors' numbers are not what they were.
     sys::exit_at_once(127);
 }
 
 const TELLS: i32 = 3;
 
-fn tell(said: &Said) {
-    let _ = serde_json::to_vec(said).map(|bytes| sys::write_to(TELLS, &bytes));
+fn tell(said: &Said) -> io::Result<()> {
+    let bytes = serde_json::to_vec(said)?;
+    Ok(sys::write_to(TELLS, &bytes).map(drop)?)
+}
+
+/// A program of whose start nobody hears is not started: its end would be taken for that of a process that never
+/// became it.
+fn tell_of_start(cpu_before: Duration) -> Result<(), Failure> {
+    let cpu_us = sys::cpu_time().saturating_sub(cpu_before).as_micros() as u64;
+    let start = Start { at_ns: sys::monotonic().as_nanos() as u64, cpu_us };
+    tell(&Said::Starting(start)).at("tell of the start")
 }
 
 /// Where a descriptor is left open that leads out, when a test asks whether the walls behind it hold.
@@ -357,26 +367,6 @@ fn become_program(program: &Program<'_>) -> String {
             }
         }
     }
-    explain(program, at.map(CString::as_c_str), worst)
-}
-
-fn explain(program: &Program<'_>, at: Option<&CStr>, errno: Errno) -> String {
     let name = program.line.argv.first().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let path = at.map_or_else(|| name.clone(), |path| path.to_string_lossy().into_owned());
-    match errno {
-        Errno::ENOENT | Errno::ENOTDIR if at.is_some_and(|path| access(path, AccessFlags::F_OK).is_ok()) => {
-            format!("can't start {path:?}: its interpreter or dynamic linker is not in the image")
-        }
-        Errno::ENOENT | Errno::ENOTDIR if name.contains('/') => format!("can't start {name:?}: no such file"),
-        Errno::ENOENT | Errno::ENOTDIR => format!("can't start {name:?}: no such program in PATH"),
-        Errno::EACCES => {
-            format!("can't start {path:?}: it is not an executable file, or its user may not execute it")
-        }
-        Errno::ENOEXEC => {
-            format!(
-                "can't start {path:?}: not a program for this machine (a script needs a first line like #!/bin/sh)"
-            )
-        }
-        errno => format!("can't start {path:?}: {}", errno.desc()),
-    }
+    explain(&name, at.map(CString::as_c_str), worst)
 }

@@ -403,9 +403,12 @@ pub(crate) fn read_spec(fd: &OwnedFd) -> io::Result<LaunchSpec> {
 fn finish(ending: Ending, group: &RunGroup<'_>, scratch: &OwnedFd) -> Result<Finished, SetupFailure> {
     let account = group.account().since(&ending.before);
     let now = Instant::now();
+    let by_itself = ending.killed_for.is_none() && account.oom_kills == 0;
     let (exit, ended) = match ending.report {
-        Some(Report::Failed(failure)) if ending.killed_for.is_none() && account.oom_kills == 0 => {
-            return Err(failure);
+        Some(Report::Failed(failure)) if by_itself => return Err(failure),
+        Some(Report::Ended(_)) if by_itself && ending.on_its_way => {
+            let error = "its process ended before it became the program".to_owned();
+            return Err(SetupFailure { step: "start the program".into(), error });
         }
         Some(Report::Ended(end)) => (end.exit, watch::instant(end.at_ns)),
         Some(Report::Failed(_)) | None => (Exit::Unknown, now),

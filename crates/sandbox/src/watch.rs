@@ -37,6 +37,8 @@ pub(crate) struct Ending {
     /// What the cgroup had counted when the program started: our own work before that is not the run's.
     pub(crate) before: Account,
     pub(crate) cpu_limit_us: u64,
+    /// The command's process has ended before it became the program, without a word.
+    pub(crate) on_its_way: bool,
 }
 
 /// What is left of a run that has ended.
@@ -169,8 +171,10 @@ impl<F: FnMut(Instant) -> io::Result<()>> Watch<'_, F> {
                 Some((Said::Failed(failure), _)) => self.ending.report = Some(Report::Failed(failure)),
                 None => {
                     self.executed = true;
-                    // Killed before it could say so: what follows is the end of a run like any other.
+                    // Killed on its way. Where that was a limit's doing, or somebody's wish, it is the end of a run like
+                    // any other.
                     if self.ending.started.is_none() {
+                        self.ending.on_its_way = true;
                         self.begin(Instant::now(), 0);
                     }
                 }

@@ -2,10 +2,16 @@
 
 use std::ffi::CString;
 
+use nix::errno::Errno;
+
+use super::reason::explain;
 use crate::protocol::LaunchSpec;
 
 /// Where programs are looked for when neither image nor request says.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The longest name that a file can have.
+const NAME_MAX: usize = 255;
 
 /// As the kernel wants it.
 pub(crate) struct CommandLine {
@@ -52,6 +58,10 @@ fn candidates(program: &str, env: &[String]) -> Result<Vec<CString>, String> {
     if program.contains('/') {
         return Ok(vec![whole(program.to_owned())?]);
     }
+    // With a long name and a PATH of many parts, all of these together would not fit into memory.
+    if program.len() > NAME_MAX {
+        return Err(explain(program, None, Errno::ENAMETOOLONG));
+    }
     let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     path.split(':')
         .map(|dir| whole(if dir.is_empty() { format!("./{program}") } else { format!("{dir}/{program}") }))
@@ -70,6 +80,8 @@ mod tests {
         assert_eq!(found, ["/a/x", "./x", "/b/x"]);
         assert_eq!(candidates("./x", &env).unwrap().len(), 1);
         assert!(candidates("", &env).is_err());
+        assert_eq!(candidates(&"x".repeat(NAME_MAX), &env).unwrap().len(), 3);
+        assert!(candidates(&"x".repeat(NAME_MAX + 1), &env).is_err());
     }
 
     #[test]
