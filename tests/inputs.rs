@@ -139,6 +139,52 @@ fn what_comes_beside_a_body_and_what_is_uploaded_is_limited_too() {
     refused_by_name(&daemon, "/runs", &with("files", json!(named)), "/files", "190");
 }
 
+/// A call that takes anything without saying so would show here: they all are asked.
+#[test]
+fn a_parameter_that_a_call_does_not_take_is_refused_by_name_by_every_call_but_those_of_probes() {
+    const RUN: &str = "0193a5b0-0000-7000-8000-000000000000";
+    const FILE: &str = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+    let daemon = Daemon::start();
+    let document = daemon.get("/openapi.json").expect(200);
+    let probes = ["/healthz", "/readyz", "/metrics"];
+    for (template, calls) in document["paths"].as_object().expect("paths") {
+        let id = if template.starts_with("/files") { FILE } else { RUN };
+        let path =
+            template.replace("{id}", id).replace("{reference}", "alpine").replace("{name}", "queue-full");
+        for method in calls.as_object().expect("calls").keys().map(|method| method.to_uppercase()) {
+            let response = daemon.request(&method, &format!("{path}?stauts=1&cachebuster")).send();
+            if probes.contains(&template.as_str()) {
+                assert_eq!(response.status, 200, "{method} {path}");
+                continue;
+            }
+            assert_eq!(response.status, 422, "{method} {path}: {}", response.text());
+            if method == "HEAD" {
+                continue;
+            }
+            let problem = response.problem(422, "invalid-request");
+            let named: Vec<_> = problem["errors"].as_array().expect("errors").iter().collect();
+            let names: Vec<_> = named.iter().map(|error| error["parameter"].as_str()).collect();
+            assert_eq!(names, [Some("stauts"), Some("cachebuster")], "{method} {path}");
+            let takes = calls[&method.to_lowercase()]["parameters"].as_array().into_iter().flatten();
+            let takes =
+                takes.filter(|taken| taken["in"] == "query").filter_map(|taken| taken["name"].as_str());
+            let takes: Vec<_> = takes.collect();
+            let said = named[0]["detail"].as_str().expect("words");
+            let said = said.strip_prefix("unknown parameter; this call takes ").expect("what is allowed");
+            let mut said: Vec<_> = said.split(", ").filter(|name| *name != "none").collect();
+            said.sort_unstable();
+            let mut documented = takes;
+            documented.sort_unstable();
+            assert_eq!(said, documented, "{method} {path}");
+        }
+    }
+    let run = with("cmd", json!("true"));
+    let problem = daemon.post("/runs?wiat=1", &run).problem(422, "invalid-request");
+    assert_eq!(problem["detail"], "wiat: unknown parameter; this call takes none");
+    assert_eq!(daemon.get("/runs").expect(200)["runs"], json!([]), "nothing was run");
+    daemon.post("/runs?", &run).expect(200);
+}
+
 /// Each alone would fit.
 #[test]
 fn what_a_batch_lays_in_and_what_a_test_does_must_fit_together() {

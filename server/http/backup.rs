@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::App;
 use super::problem::{self, Document, Problem};
-use super::query::Parameters;
+use super::query::NoQuery;
 use crate::backup::Backup;
 
 /// Answers with what can't be had again, as one archive: hashes of keys, what principals have used, and what was
@@ -28,8 +28,7 @@ use crate::backup::Backup;
                content_type = "application/problem+json"),
               (status = 503, description = "Runs can't be written down, or there is no room for a copy of them",
                body = Document, content_type = "application/problem+json")))]
-pub async fn backup(State(app): State<Arc<App>>, query: Parameters) -> Result<Response, Problem> {
-    query.finish()?;
+pub async fn backup(State(app): State<Arc<App>>, _: NoQuery) -> Result<Response, Problem> {
     let turn = Arc::clone(&app.backups).acquire_owned().await;
     let turn = turn.map_err(|_| problem::DRAINING.problem())?;
     app.ledger.write().await;

@@ -18,7 +18,7 @@ use super::batch_reply::{BatchReply, BatchStateName, TestReply};
 use super::batches::find;
 use super::events::ServerSentEvent;
 use super::problem::{BadValue, Document, Problem};
-use super::query::{Parameters, PathText};
+use super::query::{NoQuery, PathText};
 use super::reply::RunReply;
 use super::{App, accept};
 
@@ -45,9 +45,8 @@ pub async fn watch(
     caller: Caller,
     PathText(id): PathText,
     headers: HeaderMap,
-    query: Parameters,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
-    query.finish()?;
     let handle = find(&app, &caller, &id).await?;
     let next = match headers.get("last-event-id").filter(|value| !value.is_empty()) {
         None => 0,

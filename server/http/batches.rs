@@ -20,7 +20,7 @@ use super::filter::BatchFilter;
 use super::idempotency::IdempotencyKey;
 use super::prefer::Prefer;
 use super::problem::{self, Document, Problem};
-use super::query::{Parameters, PathText};
+use super::query::{NoQuery, Parameters, PathText};
 use super::{App, files, reply};
 
 const LIST_DEFAULT: usize = 50;
@@ -182,9 +182,8 @@ pub async fn get(
     caller: Caller,
     PathText(id): PathText,
     prefer: Prefer,
-    query: Parameters,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
-    query.finish()?;
     let handle = find(&app, &caller, &id).await?;
     let Some(wait) = prefer.wait else { return Ok(show(&handle.batch())) };
     let (prefer, most_s) = (Prefer { wait: Some(wait), ..Prefer::default() }, app.config.wait_max_s);

@@ -11,13 +11,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::problem::{self, Problem};
+use super::query::NoQuery;
 use super::{App, json};
 
 /// Bodies up to this size need no share of the memory for bodies: their number is bounded by that of the
 /// connections. Else a few clients who announce much and send little would keep everybody waiting.
 const SMALL_BYTES: usize = 64 * 1024;
 
-/// A body that is JSON, with the share of memory that it holds until it is dropped. A small one has none.
+/// A body that is JSON, of a call without a query, with the share of memory that it holds until it is dropped. A small one has none.
 #[derive(Debug)]
 pub struct JsonBody {
     pub value: Value,
@@ -37,6 +38,8 @@ impl FromRequest<Arc<App>> for JsonBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
+        // A call says what it wants in one place.
+        NoQuery::check(request.uri())?;
         check_type(request.headers())?;
         let limits = &app.bodies;
         let declared = content_length(request.headers());

@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::problem::{self, Kind};
-use super::{App, auth, create_run, examples, router};
+use super::{App, auth, create_run, examples, health, router};
 
 #[derive(Debug, OpenApi)]
 #[openapi(
@@ -20,7 +20,8 @@ use super::{App, auth, create_run, examples, router};
         title = "Sandglass",
         description = "Runs one command of one OCI image in one fresh sandbox, with a limit on everything, and says \
                        exactly how it ended. A program that fails is not an HTTP error: a run that took place is \
-                       `200`, and `outcome` says how it ended.",
+                       `200`, and `outcome` says how it ended. A field or a parameter that a call does not take is \
+                       refused (`422`), not ignored.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     servers((url = "/")),
@@ -66,6 +67,10 @@ pub fn document() -> Value {
 /// What every call can answer, because the layers around it can.
 fn add_common_problems(path: &str, method: &str, operation: &mut Value) {
     let mut kinds = vec![&problem::FOREIGN_ORIGIN, &problem::HEADERS_TOO_LARGE, &problem::INTERNAL_ERROR];
+    if !health::PROBES.contains(&path) {
+        // At least a query that the call does not take.
+        kinds.push(&problem::INVALID_REQUEST);
+    }
     if ["/runs", "/batches", "/images", "/info"].iter().any(|call| path.starts_with(call)) {
         kinds.push(&problem::NOT_ACCEPTABLE);
     }
@@ -75,7 +80,6 @@ fn add_common_problems(path: &str, method: &str, operation: &mut Value) {
             &problem::BODY_TIMEOUT,
             &problem::BODY_TOO_LARGE,
             &problem::UNSUPPORTED_MEDIA_TYPE,
-            &problem::INVALID_REQUEST,
         ]);
     }
     if auth::is_guarded(path) {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::pieces::{self, PIECE_BYTES, RunJson};
 use super::problem::{self, BadValue, Document, Problem};
-use super::query::{Parameters, RunPath};
+use super::query::{NoQuery, RunPath};
 use super::{App, accept};
 use crate::telemetry::Watching;
 
@@ -50,9 +50,8 @@ pub async fn watch(
     State(app): State<Arc<App>>,
     RunPath(id): RunPath,
     headers: HeaderMap,
-    query: Parameters,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
-    query.finish()?;
     let watcher = app.engine.watch(id).await?.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
     let seen = Seen::read(&headers, &watcher)?;
     if seen.told == Told::Result {

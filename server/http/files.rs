@@ -22,7 +22,7 @@ use super::App;
 use super::auth::Caller;
 use super::content::StoredLength;
 use super::problem::{self, Document, Problem};
-use super::query::PathText;
+use super::query::{NoQuery, PathText};
 use super::reply;
 
 /// How much of a file is read at once on its way out.
@@ -80,6 +80,7 @@ fn stored(id: FileId, caller: &Caller) -> StoredFile {
 pub async fn upload(
     State(app): State<Arc<App>>,
     caller: Caller,
+    _: NoQuery,
     request: Request,
 ) -> Result<Response, Problem> {
     let headers = request.headers();
@@ -160,6 +161,7 @@ pub async fn get(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(id): PathText,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
     let file = named(&id, &caller)?;
     let lease = app.files.lease(&file).ok_or_else(not_found)?;
@@ -186,6 +188,7 @@ pub async fn head(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(id): PathText,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
     let info = app.files.get(&named(&id, &caller)?).ok_or_else(not_found)?;
     Ok((entity(info.id, info.size_bytes), ()).into_response())
@@ -201,6 +204,7 @@ pub async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(id): PathText,
+    _: NoQuery,
 ) -> Result<StatusCode, Problem> {
     if app.files.remove(&named(&id, &caller)?) { Ok(StatusCode::NO_CONTENT) } else { Err(not_found()) }
 }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{self, Document, Problem};
-use super::query::PathText;
+use super::query::{NoQuery, PathText};
 use crate::leaks::Disk;
 use crate::log;
 use crate::telemetry::Gauges;
@@ -20,14 +20,17 @@ use crate::telemetry::Gauges;
 /// Below this much room in the store, pulls would soon fail.
 const DISK_ROOM_MIN_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Whether the process answers at all.
+/// What is asked by probes, which may add to the query what they like: it says nothing here.
+pub const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// Whether the process answers at all. A query is ignored.
 #[utoipa::path(get, path = "/healthz", operation_id = "healthz", tag = "server",
     responses((status = 200, description = "The server answers", body = String, content_type = "text/plain", example = "ok\n")))]
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether the server takes work.
+/// Whether the server takes work. A query is ignored.
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "server",
     responses(
         (status = 200, description = "The server takes work", body = String, content_type = "text/plain", example = "ready\n"),
@@ -120,7 +123,7 @@ pub struct Queue {
 /// What this server is, what it enforces and what it allows.
 #[utoipa::path(get, path = "/info", operation_id = "info", tag = "server",
     responses((status = 200, description = "What the server is", body = Info)))]
-pub async fn info(State(app): State<Arc<App>>) -> Json<Info> {
+pub async fn info(State(app): State<Arc<App>>, _: NoQuery) -> Json<Info> {
     let hello = &app.hello;
     let counts = app.engine.counts();
     let allowed = &app.settings.now().allowed;
@@ -156,7 +159,7 @@ pub fn state_name(state: sandbox::protocol::WallState) -> &'static str {
     }
 }
 
-/// Everything that is counted and measured, in Prometheus' text format.
+/// Everything that is counted and measured, in Prometheus' text format. A query is ignored.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "server",
     responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
@@ -188,7 +191,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     responses((status = 200, description = "What it means", body = Explanation),
               (status = 404, description = "No problem has that name", body = Document,
                content_type = "application/problem+json")))]
-pub async fn explain(PathText(name): PathText) -> Result<Json<Explanation>, Problem> {
+pub async fn explain(PathText(name): PathText, _: NoQuery) -> Result<Json<Explanation>, Problem> {
     let kind =
         problem::Kind::named(&name).ok_or_else(|| problem::NOT_FOUND.detail("no problem has that name"))?;
     let status = StatusCode::from_u16(kind.status).unwrap_or_default().as_u16();

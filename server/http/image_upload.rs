@@ -17,7 +17,7 @@ use super::App;
 use super::auth::Caller;
 use super::images::{ImageReply, must_see};
 use super::problem::{self, BadValue, Document, Problem};
-use super::query::PathText;
+use super::query::{NoQuery, PathText};
 
 /// Loads an image from an archive, without any registry.
 ///
@@ -39,6 +39,7 @@ pub async fn load(
     State(app): State<Arc<App>>,
     caller: Caller,
     PathText(reference): PathText,
+    _: NoQuery,
     request: Request,
 ) -> Result<Json<ImageReply>, Problem> {
     Images::full_name(&reference)

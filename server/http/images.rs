@@ -20,7 +20,7 @@ use super::events::{ServerSentEvent, WantsEvents};
 use super::fields::Fields;
 use super::layers::RequestId;
 use super::problem::{self, Document, Problem};
-use super::query::{Parameters, PathText};
+use super::query::{NoQuery, Parameters, PathText};
 use super::{App, image_events};
 
 /// One image of the store.
@@ -134,7 +134,7 @@ impl PullImage {
 /// Lists the images that the caller could use, the most recently used first; to an admin, all of the store.
 #[utoipa::path(get, path = "/images", operation_id = "list_images", tag = "images",
     responses((status = 200, description = "The images", body = ImageList)))]
-pub async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<ImageList> {
+pub async fn list(State(app): State<Arc<App>>, caller: Caller, _: NoQuery) -> Json<ImageList> {
     let (all, asker) = (caller.principal.may(Scope::Admin), caller.image_owner());
     let may_use = |image: &ImageInfo| {
         caller.principal.may_use_image(&image.reference) && (all || app.images.is_open_to(image, asker))

@@ -8,8 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
-use super::problem::Problem;
-use super::query::Parameters;
+use super::query::NoQuery;
 use crate::keys::ledger::Totals;
 
 /// Everybody who can have runs here.
@@ -34,13 +33,12 @@ pub struct PrincipalReply {
     responses((status = 200, description = "Every principal", body = PrincipalList),
               (status = 422, description = "A parameter is bad", body = super::problem::Document,
                content_type = "application/problem+json")))]
-pub async fn list(State(app): State<Arc<App>>, query: Parameters) -> Result<Json<PrincipalList>, Problem> {
-    query.finish()?;
+pub async fn list(State(app): State<Arc<App>>, _: NoQuery) -> Json<PrincipalList> {
     let queued = app.engine.queued_by_principal();
     let shown = |name: run::PrincipalName| {
         let usage = app.ledger.totals(&name);
         let queued = queued.iter().find(|(who, _)| *who == name).map_or(0, |(_, number)| *number);
         PrincipalReply { name: name.into(), queued, usage }
     };
-    Ok(Json(PrincipalList { principals: app.keys.principals().into_iter().map(shown).collect() }))
+    Json(PrincipalList { principals: app.keys.principals().into_iter().map(shown).collect() })
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::Uri;
 use axum::http::request::Parts;
 use run::RunId;
 
@@ -14,22 +15,29 @@ use super::problem::{self, BadValue, Problem};
 #[derive(Debug, Default)]
 pub struct Parameters {
     given: Vec<(String, String)>,
+    /// Those that the call takes.
+    known: Vec<&'static str>,
     bad: Vec<BadValue>,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Parameters {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let query = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        let Query(given) =
-            query.map_err(|error| Problem::invalid(vec![BadValue::parameter("query", error.body_text())]))?;
-        Ok(Self { given, bad: Vec::new() })
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Self::read(&parts.uri)
     }
 }
 
 impl Parameters {
-    pub fn take(&mut self, name: &str) -> Option<String> {
+    fn read(uri: &Uri) -> Result<Self, Problem> {
+        let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
+        let Query(given) =
+            query.map_err(|error| Problem::invalid(vec![BadValue::parameter("query", error.body_text())]))?;
+        Ok(Self { given, ..Self::default() })
+    }
+
+    pub fn take(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
         let (taken, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.given).into_iter().partition(|(given, _)| given == name);
         self.given = rest;
@@ -44,7 +52,12 @@ impl Parameters {
     }
 
     /// A whole number of a range.
-    pub fn number(&mut self, name: &str, range: std::ops::RangeInclusive<usize>, default: usize) -> usize {
+    pub fn number(
+        &mut self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<usize>,
+        default: usize,
+    ) -> usize {
         let Some(text) = self.take(name) else { return default };
         match text.parse().ok().filter(|number| range.contains(number)) {
             Some(number) => number,
@@ -59,7 +72,7 @@ impl Parameters {
     }
 
     /// A word of a closed set.
-    pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> Option<T> {
+    pub fn choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let text = self.take(name)?;
         let found = choices.iter().find(|(choice, _)| *choice == text).map(|(_, value)| *value);
         if found.is_none() {
@@ -75,11 +88,36 @@ impl Parameters {
     }
 
     pub fn finish(mut self) -> Result<(), Problem> {
+        let takes = match self.known.as_slice() {
+            [] => "none".to_owned(),
+            known => known.join(", "),
+        };
         for (name, _) in std::mem::take(&mut self.given) {
             let shown: String = name.chars().take(100).collect();
-            self.refuse(&shown, "unknown parameter");
+            self.refuse(&shown, &format!("unknown parameter; this call takes {takes}"));
         }
         if self.bad.is_empty() { Ok(()) } else { Err(Problem::invalid(self.bad)) }
+    }
+}
+
+/// The query of a call that takes no parameters. Where there is none, which is nearly always, nothing is read.
+#[derive(Clone, Copy, Debug)]
+pub struct NoQuery;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Self::check(&parts.uri)
+    }
+}
+
+impl NoQuery {
+    pub fn check(uri: &Uri) -> Result<Self, Problem> {
+        if uri.query().is_some() {
+            Parameters::read(uri)?.finish()?;
+        }
+        Ok(Self)
     }
 }
 
@@ -122,7 +160,7 @@ mod tests {
 
     fn parameters(given: &[(&str, &str)]) -> Parameters {
         let given = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Parameters { given, bad: Vec::new() }
+        Parameters { given, ..Parameters::default() }
     }
 
     #[test]
@@ -135,6 +173,9 @@ mod tests {
         let problem = query.finish().unwrap_err();
         let names: Vec<_> = problem.errors.iter().filter_map(|bad| bad.parameter.as_deref()).collect();
         assert_eq!(names, ["limit", "state", "x", "limits"]);
+        assert_eq!(problem.errors[3].detail, "unknown parameter; this call takes limit, state, x");
+        let problem = parameters(&[("wiat", "1")]).finish().unwrap_err();
+        assert_eq!(problem.detail, "wiat: unknown parameter; this call takes none");
     }
 
     #[test]

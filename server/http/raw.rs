@@ -15,7 +15,7 @@ use run::Stream;
 use super::App;
 use super::pieces::PIECE_BYTES;
 use super::problem::{self, Document, Problem};
-use super::query::{Parameters, RunPath};
+use super::query::{NoQuery, RunPath};
 
 /// The call for one of the two outputs.
 macro_rules! output {
@@ -41,9 +41,9 @@ macro_rules! output {
             path: RunPath,
             method: Method,
             headers: HeaderMap,
-            query: Parameters,
+            _: NoQuery,
         ) -> Result<Response, Problem> {
-            show(&app, path, $stream, &method, &headers, query).await
+            show(&app, path, $stream, &method, &headers).await
         }
     };
 }
@@ -69,9 +69,7 @@ async fn show(
     stream: Stream,
     method: &Method,
     headers: &HeaderMap,
-    query: Parameters,
 ) -> Result<Response, Problem> {
-    query.finish()?;
     let watcher = app.engine.watch(id).await?.ok_or_else(|| problem::RUN_NOT_FOUND.problem())?;
     let extent = watcher.extent(stream);
     // A range is for GET alone, and without a validator nobody can say `If-Range`.

@@ -19,7 +19,7 @@ use super::filter::Filter;
 use super::idempotency::IdempotencyKey;
 use super::prefer::Prefer;
 use super::problem::{self, Document, Problem};
-use super::query::{Parameters, RunPath};
+use super::query::{NoQuery, Parameters, RunPath};
 use super::reply::{self, OutcomeName, RunReply};
 use super::{App, files};
 use crate::traces::Place;
@@ -179,9 +179,8 @@ pub async fn get(
     State(app): State<Arc<App>>,
     RunPath(id): RunPath,
     prefer: Prefer,
-    query: Parameters,
+    _: NoQuery,
 ) -> Result<Response, Problem> {
-    query.finish()?;
     let Some(wait) = prefer.wait else { return show(app.engine.find(id).await?.as_ref()) };
     let prefer = Prefer { wait: Some(wait), ..Prefer::default() };
     let most_s = app.config.wait_max_s;
