@@ -96,11 +96,11 @@ impl Workbench {
         Ok((registry, name))
     }
 
-    /// What the launcher is told by hand.
+    /// What the launcher is told by hand. A hundred compilers at once take longer than a run may by itself.
     pub(crate) fn spec(program: &Program) -> Value {
         json!({
             "rootfs": { "layers": [LAYER] }, "argv": program.argv, "env": [PATH], "workdir": "/",
-            "user": "", "limits": {}, "files": [], "profile": "strict",
+            "user": "", "limits": { "wall_time_ms": 60_000 }, "files": [], "profile": "strict",
         })
     }
 }
