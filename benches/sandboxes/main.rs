@@ -1,9 +1,11 @@
 //! Starts the same three programs in every way that this machine has to start them, in turns, and writes
 //! down how long each took. `cargo xtask bench` runs it and makes a table and a plot of what it writes.
 //!
-//! `sandboxes OUTPUT.json [--quick]`; and `sandboxes floor …`, by which it starts itself as floor A.
+//! `sandboxes OUTPUT.json [--quick]`, or `sandboxes phases OUTPUT.json`; and `sandboxes floor …` and
+//! `sandboxes client …`, by which it starts itself as floor A and as the client that is observed.
 
 mod load;
+mod phases;
 mod subjects;
 mod workbench;
 
@@ -52,9 +54,11 @@ fn main() -> Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         [floor_a::WORD, root, mode, ref argv @ ..] => floor_a::main(root.as_ref(), mode, argv),
+        [phases::WORD, address, request] => phases::main(address, request),
+        ["phases", output] => phases::record(output),
         [output] => measure(output, &FULL),
         [output, "--quick"] => measure(output, &QUICK),
-        _ => bail!("usage: sandboxes OUTPUT.json [--quick]; `cargo xtask bench` does the rest"),
+        _ => bail!("usage: sandboxes [phases] OUTPUT.json [--quick]; `cargo xtask bench` does the rest"),
     }
 }
 

@@ -41,6 +41,7 @@ cargo xtask soak      judge: a judge's day, 200 submissions with 50 tests each, 
 cargo xtask soak      footprint: memory with 10,000 finished runs kept, and with 1,000 asleep ([RUNS])
 cargo xtask soak      clients: 64 clients for ten minutes, a server killed and one stopped meanwhile ([SECONDS])
 cargo xtask bench     how long a sandbox takes, beside everybody else's, with a table and a plot ([--quick])
+cargo xtask bench     phases: where the time of a short run goes, from the scheduler's events
 cargo xtask bench     images: how long pulls take, beside podman, containerd and umoci, and what images that
                       are here cost ([--rounds N] [WHAT…])
 cargo xtask bench     batches: the rate of a batch's tests beside that of single runs, in turns ([ROUNDS])

@@ -1,6 +1,7 @@
 //! How long a sandbox takes, beside everybody else who can start a program here: measures, and makes a
 //! table and a plot of what was measured. The raw data stays beside them, and both can be made of it anew.
 
+mod phases;
 mod plot;
 mod report;
 mod samples;
@@ -21,13 +22,15 @@ const PEERS: &[&str] = &["bubblewrap", "runc", "crun", "podman", "docker.io", "i
 /// For the file tree that all of them run the programs in.
 const TOOLS: &[&str] = &["docker-registry", "gcc", "libc6-dev", "mmdebstrap"];
 
-const USAGE: &str = "usage: cargo xtask bench [--quick], or cargo xtask bench report RAW.json";
+const USAGE: &str =
+    "usage: cargo xtask bench [--quick], cargo xtask bench phases, or cargo xtask bench report RAW.json";
 
 pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         [] => sandboxes(false),
         ["--quick"] => sandboxes(true),
+        ["phases"] => phases::main(),
         ["report", raw] => report(raw.as_ref(), &[]),
         _ => bail!("{USAGE}"),
     }

@@ -1,9 +1,9 @@
 //! Everybody who can start a program here, each in its own usual way.
 
 pub(crate) mod floor_a;
+pub(crate) mod sandglass;
 
 mod floor_b;
-mod sandglass;
 
 mod bundle;
 mod command;

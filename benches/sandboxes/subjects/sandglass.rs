@@ -30,9 +30,18 @@ impl Sandglass {
         Ok(Self { daemon, image })
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.daemon.address()
+    }
+
+    /// What a client asks for.
+    pub(crate) fn request(&self, program: &Program) -> Option<Value> {
+        let (cmd, args) = program.argv.split_first()?;
+        Some(json!({ "image": self.image, "cmd": cmd, "args": args }))
+    }
+
     fn client(&self, program: &Program) -> Result<Http> {
-        let (cmd, args) = program.argv.split_first().context("no program")?;
-        Http::new(self.daemon.address(), &json!({ "image": self.image, "cmd": cmd, "args": args }))
+        Http::new(self.address(), &self.request(program).context("no program")?)
     }
 }
 
@@ -57,14 +66,14 @@ impl Subject for Sandglass {
 }
 
 /// One kept connection and the one request that it makes.
-struct Http {
+pub(crate) struct Http {
     stream: TcpStream,
     request: Vec<u8>,
     answer: Vec<u8>,
 }
 
 impl Http {
-    fn new(address: SocketAddr, body: &Value) -> Result<Self> {
+    pub(crate) fn new(address: SocketAddr, body: &Value) -> Result<Self> {
         let stream = TcpStream::connect(address).context("connect")?;
         stream.set_nodelay(true).context("send at once")?;
         stream.set_read_timeout(Some(PATIENCE)).context("set a timeout")?;
