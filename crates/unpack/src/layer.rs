@@ -11,11 +11,13 @@ use crate::UnpackError;
 use crate::archive::{Archive, Entry, Kind};
 use crate::early::Early;
 use crate::job::{DirMeta, Job, Report};
+use crate::looks::Meta;
 use crate::path::{Marker, Path};
+use crate::second::{SMALL_BYTES, Second, Small};
 use crate::sparse::Stretch;
 use crate::stream::Stream;
 use crate::sys;
-use crate::tree::{Counts, Meta, Tree};
+use crate::tree::{Counts, Tree};
 
 /// What a file system gives out at once.
 const BLOCK_BYTES: u64 = 4096;
@@ -30,12 +32,15 @@ pub fn layer(
 ) -> Result<Report, UnpackError> {
     let archive = Archive::new(Stream::new(input, job)?, job.limits.clone());
     let tree = Tree::new(root, job.limits.clone(), mark_opaque);
-    Unpacker { archive, tree, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }.run()
+    let second = Second::default();
+    Unpacker { archive, tree, second, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }
+        .run()
 }
 
 struct Unpacker<'a> {
     archive: Archive<'a>,
     tree: Tree<'a>,
+    second: Second,
     job: &'a Job,
     entries: u64,
     skipped: u64,
@@ -107,7 +112,13 @@ impl Unpacker<'_> {
         if self.logical > self.job.limits.bytes && walls::stands("layer_holes") {
             return Err(UnpackError::too_large("bytes", self.job.limits.bytes));
         }
-        let mut file = File::from(self.tree.file(path)?);
+        let meta = Meta::of(entry);
+        let mut file = File::from(self.tree.file(path, meta.mode())?);
+        if stretches.is_none() && size <= SMALL_BYTES {
+            let content = self.content(size)?;
+            let (path, xattrs) = (path.join(), entry.xattrs.clone());
+            return self.second.fill(Small { file, path, content, meta, xattrs });
+        }
         let whole = [(0, size)];
         for (offset, len) in stretches.unwrap_or(&whole) {
             self.stretch(&mut file, path, *offset, *len)?;
@@ -119,6 +130,18 @@ impl Unpacker<'_> {
             ftruncate(&file, size).map_err(fail)?;
         }
         self.tree.close(&file.into(), path, entry)
+    }
+
+    /// The whole of a small file.
+    fn content(&mut self, size: u64) -> Result<Vec<u8>, UnpackError> {
+        let mut content = vec![0; usize::try_from(size).unwrap_or(0)];
+        let mut filled = 0;
+        while filled < content.len() {
+            filled += self.archive.read(&mut content[filled..])?;
+        }
+        self.tree.counts.file_bytes += size;
+        self.tree.counts.disk_bytes += size.div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
+        Ok(content)
     }
 
     fn stretch(&mut self, file: &mut File, path: &Path, offset: u64, len: u64) -> Result<(), UnpackError> {
@@ -143,19 +166,12 @@ impl Unpacker<'_> {
 
     fn report(self) -> Result<Report, UnpackError> {
         let (compression, tree) = (self.archive.stream().compression(), self.tree);
+        let lost = self.second.finish()?;
         let (compressed_bytes, bytes, diff_id) = self.archive.finish()?;
         if diff_id != self.job.diff_id && walls::stands("diff_id") {
             return Err(UnpackError::DiffId { expected: self.job.diff_id.clone(), found: diff_id });
         }
-        let Counts {
-            file_bytes,
-            disk_bytes,
-            whiteouts,
-            opaque_dirs,
-            dropped_xattrs,
-            squashed_owners,
-            root_opaque,
-        } = tree.counts;
+        let Counts { file_bytes, disk_bytes, whiteouts, opaque_dirs, root_opaque } = tree.counts;
         let root_described = tree.dirs.iter().any(|(path, meta)| path.names().is_empty() && meta.is_some());
         let mut dirs = DirLists::default();
         tree.dirs.iter().for_each(|(path, meta)| dirs.add(path, meta.as_ref()));
@@ -172,8 +188,8 @@ impl Unpacker<'_> {
             root_opaque,
             root_described,
             skipped: self.skipped,
-            dropped_xattrs,
-            squashed_owners,
+            dropped_xattrs: tree.lost.xattrs + lost.xattrs,
+            squashed_owners: tree.lost.owners + lost.owners,
             implicit_dirs: dirs.implicit,
             special_dirs: dirs.special,
             dirs_cut: dirs.cut,

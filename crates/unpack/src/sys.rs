@@ -14,7 +14,7 @@ pub(crate) fn step_back(niceness: u8) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.into()) };
 }
 
-/// Has the disk begin with a part of a file, without waiting for it. Where that is refused, it begins when it must.
+/// Has the disk begin with a part of a file (no length: all of it from there on), without waiting for it. Where that is refused, it begins when it must.
 pub(crate) fn begin_to_write(file: BorrowedFd<'_>, from: u64, len: u64) {
     let (Ok(from), Ok(len)) = (from.try_into(), len.try_into()) else { return };
     // SAFETY: the call takes a descriptor and numbers and touches no memory of ours.

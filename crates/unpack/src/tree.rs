@@ -2,21 +2,19 @@
 //! bring along stands here; how a path is found stands in `walk`.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, mknodat, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
+use nix::unistd::{fchownat, linkat, symlinkat};
 
 use crate::UnpackError;
 use crate::archive::Entry;
 use crate::job::Limits;
+use crate::looks::{Lost, Meta, set_xattrs};
 use crate::path::Path;
-use crate::sys;
 use crate::walk::{self, Handle, Made, Walker, beneath, is_whiteout, os};
 
 /// Marks a directory of the layer, as only the privileged side can.
@@ -25,33 +23,12 @@ pub(crate) type MarkOpaque<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result
 /// The names of directories that may be remembered, in bytes.
 const MOST_DIR_BYTES: u64 = 64 << 20;
 
-/// Who an owner becomes that has no name in this user namespace.
-const NOBODY: u32 = 65534;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: (i64, u32),
-}
-
-impl Meta {
-    /// The bits that change who a program runs as are not an image's to give.
-    fn of(entry: &Entry) -> Self {
-        let allowed = if walls::stands("special_bits") { 0o1777 } else { 0o7777 };
-        Self { mode: entry.mode & allowed, uid: entry.uid, gid: entry.gid, mtime: entry.mtime }
-    }
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) file_bytes: u64,
     pub(crate) disk_bytes: u64,
     pub(crate) whiteouts: u64,
     pub(crate) opaque_dirs: u64,
-    pub(crate) dropped_xattrs: u64,
-    pub(crate) squashed_owners: u64,
     pub(crate) root_opaque: bool,
 }
 
@@ -62,6 +39,7 @@ pub(crate) struct Tree<'a> {
     pub(crate) dirs: BTreeMap<Path, Option<Meta>>,
     dir_bytes: u64,
     pub(crate) counts: Counts,
+    pub(crate) lost: Lost,
 }
 
 impl<'a> Tree<'a> {
@@ -72,6 +50,7 @@ impl<'a> Tree<'a> {
             dirs: BTreeMap::new(),
             dir_bytes: 0,
             counts: Counts::default(),
+            lost: Lost::default(),
         }
     }
 
@@ -90,24 +69,31 @@ impl<'a> Tree<'a> {
             if existing.as_ref().is_some_and(is_whiteout) {
                 self.opaque(dir.as_fd()).map_err(|error| fail("hide what is below", error))?;
             }
-            self.set_xattrs(dir.as_fd(), entry);
+            set_xattrs(dir.as_fd(), &entry.xattrs, &mut self.lost);
         }
         self.remember(path.clone(), Some(Meta::of(entry)))
     }
 
-    /// Makes an empty file for the caller to write and [`Tree::close`].
-    pub(crate) fn file(&mut self, path: &Path) -> Result<OwnedFd, UnpackError> {
-        let (parent, name) = self.place(path)?;
+    /// Makes an empty file for the caller to write and [`Tree::close`]. Mostly nothing is in its place, and making
+    /// it says so.
+    pub(crate) fn file(&mut self, path: &Path, mode: Mode) -> Result<OwnedFd, UnpackError> {
+        let fail = |errno: Errno| UnpackError::io("create", &path.join(), &errno.into());
+        let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
+        let parent = self.parent(&parent)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(&*parent, os(&name), flags, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(|errno| UnpackError::io("create", &path.join(), &errno.into()))
+        match openat(&*parent, os(name), flags, mode) {
+            Err(Errno::EEXIST) => {
+                let (parent, name) = self.place(path)?;
+                openat(&*parent, os(&name), flags, mode).map_err(fail)
+            }
+            result => result.map_err(fail),
+        }
     }
 
-    /// The owner goes before the mode, which it may change, and the time goes last.
     pub(crate) fn close(&mut self, file: &OwnedFd, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
-        let meta = Meta::of(entry);
-        self.set_xattrs(file.as_fd(), entry);
-        self.describe(file.as_fd(), &meta).map_err(|error| UnpackError::io("describe", &path.join(), &error))
+        set_xattrs(file.as_fd(), &entry.xattrs, &mut self.lost);
+        let described = Meta::of(entry).give_to(file.as_fd(), &mut self.lost);
+        described.map_err(|error| UnpackError::io("describe", &path.join(), &error))
     }
 
     pub(crate) fn fifo(&mut self, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
@@ -130,9 +116,8 @@ impl<'a> Tree<'a> {
         let meta = Meta::of(entry);
         let own =
             |uid, gid| fchownat(&*parent, os(&name), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
-        self.counts.squashed_owners += give(&meta, own).map_err(|errno| fail("describe", errno))?;
-        let time = timespec(meta.mtime);
-        utimensat(&*parent, os(&name), &time, &time, UtimensatFlags::NoFollowSymlink)
+        self.lost.owners += meta.own(own).map_err(|errno| fail("describe", errno))?;
+        utimensat(&*parent, os(&name), &meta.time(), &meta.time(), UtimensatFlags::NoFollowSymlink)
             .map_err(|errno| fail("describe", errno))
     }
 
@@ -219,7 +204,7 @@ impl<'a> Tree<'a> {
                 // A later entry took its place.
                 None | Some(Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {}
                 Some(Err(errno)) => return Err(fail(errno.into())),
-                Some(Ok(dir)) => self.describe(dir.as_fd(), meta).map_err(fail)?,
+                Some(Ok(dir)) => meta.give_to(dir.as_fd(), &mut self.lost).map_err(fail)?,
             }
         }
         self.dirs = dirs;
@@ -284,26 +269,6 @@ impl<'a> Tree<'a> {
         }
         Ok(())
     }
-
-    fn describe(&mut self, file: BorrowedFd<'_>, meta: &Meta) -> io::Result<()> {
-        self.counts.squashed_owners += give(meta, |uid, gid| fchown(file, Some(uid), Some(gid)))?;
-        fchmod(file, Mode::from_bits_truncate(meta.mode))?;
-        let time = timespec(meta.mtime);
-        Ok(futimens(file, &time, &time)?)
-    }
-
-    /// Only attributes of users; those of the overlay would let an image rewrite the layers below.
-    fn set_xattrs(&mut self, file: BorrowedFd<'_>, entry: &Entry) {
-        for (name, value) in &entry.xattrs {
-            let users = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-            let welcome = users || !walls::stands("attributes");
-            let name = CString::new(name.as_slice()).ok().filter(|_| welcome);
-            // A file system without room for attributes is no reason to do without the image.
-            if name.is_none_or(|name| sys::set_xattr(file, &name, value).is_err()) {
-                self.counts.dropped_xattrs += 1;
-            }
-        }
-    }
 }
 
 fn root_must_be_a_directory(path: &Path) -> UnpackError {
@@ -312,19 +277,4 @@ fn root_must_be_a_directory(path: &Path) -> UnpackError {
 
 fn open_dir(parent: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
     beneath(parent, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-}
-
-/// Hands a file over, and says how many owners had to be replaced by nobody.
-fn give(meta: &Meta, chown: impl Fn(Uid, Gid) -> nix::Result<()>) -> nix::Result<u64> {
-    if (meta.uid, meta.gid) == (0, 0) {
-        return Ok(0);
-    }
-    match chown(Uid::from_raw(meta.uid), Gid::from_raw(meta.gid)) {
-        Err(Errno::EINVAL) => chown(Uid::from_raw(NOBODY), Gid::from_raw(NOBODY)).map(|()| 1),
-        result => result.map(|()| 0),
-    }
-}
-
-fn timespec((seconds, nanos): (i64, u32)) -> TimeSpec {
-    TimeSpec::new(seconds, nanos.into())
 }

@@ -208,5 +208,19 @@ mod tests {
         for number in [libc::SYS_socket, libc::SYS_execve, libc::SYS_clone] {
             assert_eq!(ask(number), returned(Answer::Refuse(Errno::EPERM)), "{number}");
         }
+        assert_eq!(ask(libc::SYS_clone3), returned(Answer::Refuse(Errno::ENOSYS)));
+    }
+
+    #[test]
+    fn the_jail_may_have_threads_but_no_processes() {
+        let thread = 0x3d_0f00;
+        let clone = |flags| {
+            interpret(&jail_filter(), &Call::native(libc::SYS_clone as u32, [flags, 0, 0, 0, 0, 0])).0
+        };
+        assert_eq!(clone(thread), returned(Answer::Allow));
+        let not_quite = (0..32).map(|bit| thread ^ 1 << bit);
+        for flags in not_quite.chain([0, libc::SIGCHLD as u64]) {
+            assert_eq!(clone(flags), returned(Answer::Refuse(Errno::EPERM)), "{flags:#x}");
+        }
     }
 }

@@ -396,7 +396,18 @@ fn sockets(profile: Profile) -> Vec<Case> {
     cases
 }
 
-/// The jail in which layers are unpacked and packed needs files and little else.
+/// What a C library passes to `clone` for a thread, and for nothing else.
+const THREAD: c_int = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+/// The jail in which layers are unpacked and packed needs files, a second thread for them, and little else.
 pub(super) fn jail() -> Policy {
     let calls: &[Call] = calls![
         SYS_read SYS_write SYS_readv SYS_writev SYS_pread64 SYS_pwrite64 SYS_lseek SYS_close SYS_fcntl SYS_ftruncate
@@ -407,12 +418,19 @@ pub(super) fn jail() -> Policy {
         SYS_sendto SYS_recvfrom SYS_ppoll SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise
         SYS_futex SYS_getrandom SYS_clock_gettime SYS_gettimeofday SYS_sched_yield SYS_sigaltstack SYS_rt_sigaction
         SYS_rt_sigprocmask SYS_rt_sigreturn SYS_getpid SYS_gettid SYS_tgkill SYS_exit SYS_exit_group
-        SYS_restart_syscall SYS_rseq SYS_copy_file_range SYS_ioctl SYS_sched_getaffinity SYS_setpriority SYS_sync_file_range
+        SYS_restart_syscall SYS_rseq SYS_copy_file_range SYS_ioctl SYS_sched_getaffinity SYS_setpriority SYS_sync_file_range SYS_set_robust_list
     ];
     #[cfg(target_arch = "x86_64")]
     let here: &[Call] = calls![SYS_poll];
     #[cfg(not(target_arch = "x86_64"))]
     let here: &[Call] = &[];
     let all = calls.iter().chain(here);
-    all.map(|(name, number)| (*number as u32, Decision::plain(name, Answer::Allow))).collect()
+    let mut policy: Policy =
+        all.map(|(name, number)| (*number as u32, Decision::plain(name, Answer::Allow))).collect();
+    let (threads, nothing_else) = (vec![allow(vec![is(0, THREAD as u32)])], Answer::Refuse(Errno::EPERM));
+    let clone = Decision { name: "SYS_clone", cases: threads, otherwise: nothing_else };
+    policy.insert(libc::SYS_clone as u32, clone);
+    // Its flags can't be seen; a C library that is told that there is no such call takes the other.
+    policy.insert(libc::SYS_clone3 as u32, Decision::plain("SYS_clone3", Answer::Refuse(Errno::ENOSYS)));
+    policy
 }

@@ -4,6 +4,7 @@
 mod breakouts;
 mod files;
 mod limits;
+mod many;
 mod packing;
 mod random;
 mod support;
