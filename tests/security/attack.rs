@@ -10,6 +10,7 @@ use std::time::Duration;
 use support::{Builder, Daemon, Folder, Host, Registry, Request, Value, host, json, skip};
 
 /// One attack: a Python script that runs inside, and what a correct sandbox lets it print.
+#[derive(Clone, Copy)]
 pub(crate) struct Attack {
     /// The row of the suite, such as `F-03`.
     pub(crate) id: &'static str,

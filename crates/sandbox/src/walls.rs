@@ -89,12 +89,23 @@ fn delegation() -> &'static str {
 
 fn ids(ground: &Ground) -> Wall {
     let width = ground.id_width;
-    let (state, detail) = if width == 65_536 {
+    let mut weaker = Vec::new();
+    if width != 65_536 {
+        weaker.push(format!(
+            "only {width} ids for each run: this user namespace has no more; give it more sub-ids"
+        ));
+    }
+    if rootfs::own_user_namespace() {
+        weaker.push(
+            "what the kernel counts for each user (inotify, message queues, pending signals, locked memory) it counts \
+             for all runs together and for whoever made this user namespace, so that one run can use it up; start as root"
+                .to_owned(),
+        );
+    }
+    let (state, detail) = if weaker.is_empty() {
         (WallState::Up, "65536 user and group ids of its own for every run at once".to_owned())
     } else {
-        let detail =
-            format!("only {width} ids for each run: this user namespace has no more; give it more sub-ids");
-        (WallState::Weaker, detail)
+        (WallState::Weaker, weaker.join("; "))
     };
     Wall { name: "ids".into(), state, detail }
 }
