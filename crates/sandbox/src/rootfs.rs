@@ -1,8 +1,9 @@
 //! From an ordered list of layers to one mounted file system: the layers read-only under an overlay,
 //! with a scratch tmpfs on top that holds every file the run may write.
 //!
-//! Everything is done on descriptors of detached mounts, so no path of the store is ever seen inside
-//! and nothing is attached anywhere that could be left behind. Kernels before 6.15 take no detached
+//! Everything is done on descriptors of detached mounts, so no path of the machine is ever seen inside (the names of
+//! a run's own layers are, in `/proc/self/mountinfo`, which say what its image is made of) and nothing is attached
+//! anywhere that could be left behind. Kernels before 6.15 take no detached
 //! mounts as layers: there the mounts are attached in a mount namespace of the keeper's own.
 
 use std::io;
