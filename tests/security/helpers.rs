@@ -4,6 +4,7 @@
 //! from outside.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -204,4 +205,43 @@ fn init_holds_nothing_but_a_line_to_its_keeper() {
     settled(init, |seen| talks_through(seen, 0, 1) && seen.open.len() == 1);
     let ended = daemon.delete(&format!("/runs/{run}")).expect(200);
     assert_eq!(ended["outcome"], Value::from("cancelled"));
+}
+
+/// The process that becomes the program lives in init's memory until it does. What it takes on and gives up on the
+/// way is its own, and init's memory is for nobody to look at before and after.
+#[test]
+fn init_stays_what_it_was_when_the_process_in_its_memory_has_changed() {
+    let daemon = daemon().start();
+    let body = json!({
+        "image": "host", "cmd": "sleep", "args": ["600"], "user": "1000:1000", "workdir": "/tmp",
+        "limits": { "wall_time_ms": 120_000, "open_files": 50 },
+    });
+    let run = daemon.run_async(&body);
+    let command = sleeper(&daemon);
+    let init = host::parent(command).expect("an init");
+    let line = |pid: i32, file: &str, name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).expect("a process that is there");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("such a line");
+        line.split_whitespace().next().expect("a value").to_owned()
+    };
+    for (file, name, of_command) in [
+        ("status", "Umask:", "0022"),
+        ("status", "Seccomp:", "2"),
+        ("status", "NoNewPrivs:", "1"),
+        ("status", "CapBnd:", "0000000000000000"),
+        ("limits", "Max open files", "50"),
+        ("limits", "Max pending signals", "256"),
+    ] {
+        assert_eq!(line(command, file, name), of_command, "{name} of the command");
+        assert_ne!(line(init, file, name), of_command, "{name} of init");
+    }
+    let cwd = |pid: i32| std::fs::read_link(format!("/proc/{pid}/cwd")).expect("a process that is there");
+    assert_eq!((cwd(command), cwd(init)), ("/tmp".into(), "/".into()));
+    let (ours, theirs) = (host::uids(init), host::uids(command));
+    assert!(ours.iter().zip(&theirs).all(|(root, user)| root + 1000 == *user), "{ours:?} {theirs:?}");
+    // What can't be inspected is the machine's root's, whoever it runs as.
+    let owner =
+        |pid: i32| std::fs::metadata(format!("/proc/{pid}/environ")).expect("a process that is there").uid();
+    assert_eq!((owner(init), owner(command)), (0, theirs[0]));
+    assert_eq!(daemon.delete(&format!("/runs/{run}")).expect(200)["outcome"], Value::from("cancelled"));
 }

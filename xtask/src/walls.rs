@@ -68,6 +68,7 @@ const REMOVALS: &[(&str, &str, &str)] = &[
     ("output_cap", "limits", "output"),
     // What works on what strangers have made.
     ("init_descriptors", "security", "init_holds"),
+    ("init_apart", "security", "init_stays"),
     ("jail_descriptors", "security", "who_unpacks"),
     ("jail_capabilities", "security", "who_unpacks"),
     ("jail_filter", "security", "who_unpacks"),
@@ -111,6 +112,7 @@ const BACKED: &[(&str, &str, &str)] = &[
     ("landlock", "security", "filesystem"),
     ("cgroup_kill", "security", "processes"),
     ("close_descriptors", "security", "filesystem"),
+    ("dumpable", "security", "init_stays"),
     ("links", "image", "evil_layers"),
     ("jail_root", "image", "evil_layers"),
     ("output_links+helper_root", "security", "files_of_the_machine"),

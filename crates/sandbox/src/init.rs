@@ -137,7 +137,9 @@ fn run(
     sync: BorrowedFd<'_>,
     launch: OwnedFd,
 ) -> Result<Option<OwnedFd>, Failure> {
+    let apart = walls::stands("init_apart");
     let ended = sys::lodger(
+        if apart { CloneFlags::empty() } else { CloneFlags::CLONE_FS },
         || command::main(outline, id_width, &launch),
         |command| {
             // The keeper is to see when the command's own end closes. By number: the other still reads it here.

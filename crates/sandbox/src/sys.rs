@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sched::CloneFlags;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::time::ClockId;
@@ -64,8 +65,13 @@ const LODGER_STACK_BYTES: usize = 512 * 1024;
 /// [`exit_at_once`]: nothing has to be copied for it, and nothing taken apart when it executes.
 ///
 /// `meanwhile` is the parent, and must do nothing but close descriptors and [`wait`] until the child has
-/// ended: both have one heap, and what belongs to a thread they have in common too.
-pub(crate) fn lodger<F: FnMut(), T>(mut child: F, meanwhile: impl FnOnce(Pid) -> T) -> Result<T> {
+/// ended: both have one heap, and what belongs to a thread they have in common too. `shared` is what they share
+/// beside that, which is nothing where walls stand.
+pub(crate) fn lodger<F: FnMut(), T>(
+    shared: CloneFlags,
+    mut child: F,
+    meanwhile: impl FnOnce(Pid) -> T,
+) -> Result<T> {
     extern "C" fn begin<F: FnMut()>(child: *mut libc::c_void) -> libc::c_int {
         // SAFETY: it points to the closure below, which the parent doesn't touch before this process has ended.
         let child = unsafe { &mut *child.cast::<F>() };
@@ -73,7 +79,8 @@ pub(crate) fn lodger<F: FnMut(), T>(mut child: F, meanwhile: impl FnOnce(Pid) ->
         exit_at_once(127)
     }
     let stack = lodger_stack()?;
-    let (flags, child) = (libc::CLONE_VM | libc::SIGCHLD, (&raw mut child).cast::<libc::c_void>());
+    let flags = libc::CLONE_VM | libc::SIGCHLD | shared.bits();
+    let child = (&raw mut child).cast::<libc::c_void>();
     // SAFETY: the stack is nobody else's, and `child` lives until `meanwhile` has returned.
     let pid = Errno::result(unsafe { libc::clone(begin::<F>, stack, flags, child) })?;
     Ok(meanwhile(Pid::from_raw(pid)))
