@@ -213,6 +213,42 @@ fn what_a_key_may_run_at_once_is_waited_for_though_slots_are_free() {
     daemon.request("DELETE", &path).key(&one).send().expect(200);
 }
 
+#[test]
+fn batches_that_wait_for_room_keep_nobody_elses_waiting() {
+    let builder = Daemon::builder().host_image().flag("--slots", 2);
+    let builder = builder.flag("--files-bytes-max", 40 << 20).flag("--file-bytes-max", 30 << 20);
+    let (alice, bob) = (builder.key(&["alice"]), builder.key(&["bob"]));
+    let daemon = builder.start();
+    let held = daemon.request("POST", "/files").key(&alice).body(vec![1; 30 << 20]).send().expect(201);
+    let mut reader = sh("sleep 300");
+    reader["files"] = json!([{ "path": "x", "file": held["file"] }]);
+    reader["limits"] = json!({ "wall_time_ms": 300_000 });
+    let reader = begin(&daemon, &alice, &reader);
+    let batch = |disk_bytes: u32| {
+        let prepare = json!({ "cmd": "true", "limits": { "disk_bytes": disk_bytes, "inodes": 1000 } });
+        json!({ "image": "host", "prepare": prepare, "run": { "cmd": "true" }, "tests": [{}] })
+    };
+    let path = |run: &Value, kind: &str| format!("/{kind}/{}", run["id"].as_str().expect("an id"));
+    let begun: Vec<_> = (0..4)
+        .map(|_| {
+            let request = daemon.request("POST", "/batches").key(&alice).header("Prefer", "respond-async");
+            path(&request.json(&batch(12 << 20)).send().expect(202), "batches")
+        })
+        .collect();
+    let show = |path: &String| daemon.request("GET", path).key(&alice).send().expect(200);
+    // There is room for his, and none for hers.
+    let bobs = daemon.request("POST", "/batches").key(&bob).json(&batch(1 << 20)).send().expect(200);
+    assert_eq!(bobs["prepare"]["outcome"], "exited", "{bobs:#}");
+    assert!(begun.iter().all(|path| show(path)["state"] == "preparing"));
+    daemon.request("DELETE", &path(&reader, "runs")).key(&alice).send().expect(200);
+    for path in &begun {
+        within(Duration::from_secs(60), "the end of hers", || {
+            (show(path)["state"] == "finished").then_some(())
+        });
+        assert_eq!(show(path)["prepare"]["outcome"], "exited", "{:#}", show(path));
+    }
+}
+
 /// What a program sees of its processors, and whether it can change that.
 const LOOK: &str = r#"
 import os, time

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use support::events::Events;
-use support::{Daemon, Registry, Value, host, json, until};
+use support::{Daemon, Registry, Value, host, json, until, within};
 
 /// A batch whose tests all expect `ok`; each is a script of its own.
 fn scripts(scripts: &[&str]) -> Value {
@@ -245,6 +245,39 @@ fn what_is_prepared_has_a_budget_and_makes_room() {
     body["prepare"]["args"] = json!(["-c", "head -c 40000000 /dev/zero > big"]);
     let done = batch(&daemon, &body);
     assert!(done["not_prepared"].as_str().is_some_and(|why| why.contains("takes more than")), "{done:#}");
+}
+
+#[test]
+fn batches_for_whose_prepared_files_there_is_no_room_wait_for_it_without_a_slot() {
+    let daemon = Daemon::builder()
+        .host_image()
+        .flag("--slots", 2)
+        .flag("--files-bytes-max", 40 << 20)
+        .flag("--file-bytes-max", 20 << 20)
+        .start();
+    // The budget has room for two of them, but for only one while the file is in use.
+    let held = daemon.request("POST", "/files").body(vec![1; 20 << 20]).send().expect(201)["file"].clone();
+    let reader = json!({ "image": "host", "cmd": "sh", "args": ["-c", "sleep 2"],
+        "files": [{ "path": "x", "file": held }] });
+    let reader = daemon.run_async(&reader);
+    let mut body = scripts(&["echo ok"]);
+    body["prepare"] = json!({ "cmd": "true", "limits": { "disk_bytes": 15 << 20, "inodes": 1000 } });
+    let begin = |body: &Value| {
+        let begun = daemon.request("POST", "/batches").header("Prefer", "respond-async").json(body).send();
+        assert_eq!(begun.status, 202, "{}", begun.text());
+        begun.header("location").expect("a location").to_owned()
+    };
+    let paths: Vec<String> = (0..30).map(|_| begin(&body)).collect();
+    // One that does not wait for room goes past them, and one that waits can be cancelled.
+    let plain = json!({ "image": "host", "cmd": "true" });
+    assert_eq!(daemon.run(&plain)["outcome"], "exited");
+    assert_eq!(daemon.delete(&paths[29]).expect(200)["state"], "finished");
+    for path in &paths[..29] {
+        let finished = || Some(daemon.get(path).expect(200)).filter(|batch| batch["state"] == "finished");
+        let done = within(Duration::from_secs(60), "the end of the batch", finished);
+        assert_eq!(done["verdict"], "accepted", "{done:#}");
+    }
+    daemon.wait_for_state(&reader, "finished");
 }
 
 #[test]

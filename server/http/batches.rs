@@ -34,7 +34,8 @@ const KEY_OUTLIVES_BATCH: &str = "the batch that was made under this key has bee
 /// Prepares once and runs every test over the result.
 ///
 /// The file system that `prepare` leaves behind becomes a read-only layer under every test: nothing is compiled
-/// twice, and no test sees what another has written. A `prepare` that did not end with code 0 is a
+/// twice, and no test sees what another has written. Room for all that it may leave behind (`disk_bytes`, and 4 KiB for
+/// each of `inodes`) is taken when it starts; while there is none, the batch waits its turn. A `prepare` that did not end with code 0 is a
 /// `compile_error`, and every test is `skipped`. Waiting, `Prefer`, keys and events are as for a run. A batch that
 /// was promised (by `Prefer` or under a key) survives the server: one that had not begun is begun by the next one;
 /// of one that had, tests with a result keep it, the others are `internal_error`, and `problem` says why.
@@ -56,7 +57,7 @@ const KEY_OUTLIVES_BATCH: &str = "the batch that was made under this key has bee
         (status = 500, description = "The sandbox failed: our fault", body = Document,
          content_type = "application/problem+json"),
         (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),
-        (status = 503, description = "The server is stopping, or there is no room for what is prepared",
+        (status = 503, description = "The server is stopping, or could never have room for what is prepared",
          body = Document, content_type = "application/problem+json"),
         (status = 504, description = "The pull took too long", body = Document,
          content_type = "application/problem+json")))]

@@ -116,7 +116,9 @@ kinds! {
     STORE_FULL = "store-full", 503, "The image store's disk is full",
         "There is no room for the image. Drop images with `DELETE /images/{reference}`, or make room.";
     FILES_FULL = "files-full", 503, "There is no room for the file",
-        "The store of files is full of what runs use just now. Try again later, or ask the operator for more room.";
+        "The store of files is full of what runs use just now. Try again later, or ask the operator for more room. Of \
+         a batch: there can never be as much room as its `prepare` may leave behind, or it has waited for that, and in \
+         ten minutes nothing was given back; less `disk_bytes` need less.";
     RUN_STORE_FAILED = "run-store-failed", 503, "Runs can't be written down",
         "The file in which the server remembers runs can't be written or read just now; its log says why. Runs for \
          which the client waits still take place; send others to another server, or later.";

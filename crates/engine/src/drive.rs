@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use run::{KilledFor, Outcome, Output, Run, RunSpec, RunState, Timings};
+use run::{KilledFor, Outcome, Output, Problem, Run, RunSpec, RunState, Timings};
 use sandbox::protocol::Event;
 
-use crate::admission::Slot;
+use crate::admission::{Slot, Ticket};
 use crate::engine::{Admitted, Inner};
 use crate::execute::{Executed, Gate, Stdin, Step, execute, ms};
 use crate::launcher::Control;
 use crate::live::Live;
+use crate::over::Room;
 use crate::{Context, Over};
 
 /// How long a slot waits for the traces of its run to go.
@@ -23,11 +24,12 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(6);
 pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, admitted: Admitted) {
     let Admitted { mut ticket, leases, standing } = admitted;
     let entered = Instant::now();
-    let slot = tokio::select! {
-        biased;
-        () = live.cancel.cancelled() => None,
-        () = inner.draining.cancelled(), if live.promised => None,
-        slot = ticket.slot() => Some(slot),
+    let slot = match &standing.freeze {
+        None => slot(&inner, &live, &mut ticket).await,
+        Some(freezing) => match slot_with_room(&inner, &live, &spec, &mut ticket, &*freezing.room).await {
+            Ok(slot) => slot,
+            Err(why) => return finish(&inner, &live, &spec, Executed::not_run(why)).await,
+        },
     };
     drop(ticket);
     let waited = entered.elapsed();
@@ -51,7 +53,7 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
         files: inner.config.files.as_ref(),
         over: Over {
             base: standing.base.as_deref(),
-            freeze: standing.freeze.as_ref().map(|(freeze, _)| freeze),
+            freeze: standing.freeze.as_ref().map(|freezing| &freezing.freeze),
         },
         gate: if live.promised { Some(&gate) } else { of_batch.as_deref() },
     };
@@ -61,8 +63,8 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
         return live.park();
     }
     let control = executed.control.take();
-    if let (Some(made), Some((_, whoever_waits))) = (executed.made.take(), standing.freeze) {
-        let _ = whoever_waits.send(made);
+    if let (Some(made), Some(freezing)) = (executed.made.take(), standing.freeze) {
+        let _ = freezing.says.send(made);
     }
     // What the run stood on is free before anybody hears of its end.
     drop(standing.base);
@@ -83,6 +85,40 @@ pub(crate) async fn drive(inner: Arc<Inner>, live: Arc<Live>, spec: RunSpec, adm
     } else {
         finish(&inner, &live, &spec, executed).await;
         tear_down(&inner, &live, control, slot).await;
+    }
+}
+
+/// Its turn; nothing where it ends before that.
+async fn slot(inner: &Inner, live: &Live, ticket: &mut Ticket) -> Option<Slot> {
+    tokio::select! {
+        biased;
+        () = live.cancel.cancelled() => None,
+        () = inner.draining.cancelled(), if live.promised => None,
+        slot = ticket.slot() => Some(slot),
+    }
+}
+
+/// The same for a run whose file system is kept. Where there is no room for that, the slot is given back while the
+/// room is waited for: those who will give it back may need the slot.
+async fn slot_with_room(
+    inner: &Inner,
+    live: &Live,
+    spec: &RunSpec,
+    ticket: &mut Ticket,
+    room: &dyn Room,
+) -> Result<Option<Slot>, Problem> {
+    loop {
+        let Some(slot) = slot(inner, live, ticket).await else { return Ok(None) };
+        if room.take() {
+            return Ok(Some(slot));
+        }
+        slot.give_back();
+        tokio::select! {
+            biased;
+            () = live.cancel.cancelled() => return Ok(None),
+            has_room = room.wait() => has_room?,
+        }
+        ticket.stand_again(spec);
     }
 }
 

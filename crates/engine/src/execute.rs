@@ -148,8 +148,13 @@ impl Executed {
     }
 
     fn sandbox_error(detail: String) -> Self {
-        let problem = problem("sandbox-failed", &detail);
-        Self { problem: Some(problem), ..Self::without_a_run(Outcome::SandboxError { detail }) }
+        Self::not_run(problem("sandbox-failed", detail))
+    }
+
+    /// Nothing was run, and the program has no part in why.
+    pub(crate) fn not_run(problem: Problem) -> Self {
+        let outcome = Outcome::SandboxError { detail: problem.detail.clone() };
+        Self { problem: Some(problem), ..Self::without_a_run(outcome) }
     }
 
     /// Something of ours died. What we then cancelled was not cancelled by anybody's wish.
@@ -398,7 +403,7 @@ impl Running<'_> {
     }
 }
 
-fn problem(name: &str, detail: &str) -> Problem {
+pub(crate) fn problem(name: &str, detail: impl Into<String>) -> Problem {
     Problem { problem_type: format!("/problems/{name}"), detail: detail.into(), retry_after_ms: None }
 }
 

@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use image::Lease;
+use run::Problem;
 use sandbox::protocol::{Event, Freeze};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -71,9 +73,24 @@ pub struct Over<'a> {
 #[derive(Default)]
 pub(crate) struct Standing {
     pub(crate) base: Option<Arc<Base>>,
-    pub(crate) freeze: Option<(Freeze, oneshot::Sender<Made>)>,
+    pub(crate) freeze: Option<Freezing>,
     /// What is asked before its program starts.
     pub(crate) gate: Option<Arc<dyn Gate>>,
+}
+
+/// What is to be kept of a run, where there is room for it, and who is told.
+pub(crate) struct Freezing {
+    pub(crate) freeze: Freeze,
+    pub(crate) room: Arc<dyn Room>,
+    pub(crate) says: oneshot::Sender<Made>,
+}
+
+/// Room for what a run leaves behind.
+pub(crate) trait Room: Send + Sync {
+    /// Whether it has it, now or from before. Never waits: the caller has a slot.
+    fn take(&self) -> bool;
+    /// Waits until it has it, or says why it gave up. The caller must not have a slot.
+    fn wait(&self) -> BoxFuture<'_, Result<(), Problem>>;
 }
 
 /// What a prepare run has made: its image, still held, and how much the layer takes, or why there is none.

@@ -140,6 +140,11 @@ impl Fair {
     pub(super) fn enter(&mut self, who: &Principal, priority: i32, claim: Claim, now: Instant) -> Place {
         let key = (Reverse(priority), self.arrivals);
         self.arrivals += 1;
+        self.enter_as(who, key, claim, now)
+    }
+
+    /// The same for one that has had that place, and has left it.
+    pub(super) fn enter_as(&mut self, who: &Principal, key: Key, claim: Claim, now: Instant) -> Place {
         self.queued += 1;
         self.line(who).waiting.insert(key, Waiting { claim, since: now, overtaken: 0 });
         Place { who: who.name.clone(), key }

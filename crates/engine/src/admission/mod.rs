@@ -207,6 +207,15 @@ impl Slot {
     pub(crate) fn cores(&self) -> &[usize] {
         &self.turn.cores
     }
+
+    /// Gives it back as if it had never been had: that says nothing of how long slots are held.
+    pub(crate) fn give_back(mut self) {
+        if let Some(admission) = self.admission.take() {
+            let mut state = admission.lock();
+            state.fair.release(&self.turn);
+            admission.serve(&mut state);
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -220,6 +229,17 @@ impl Drop for Slot {
 impl Ticket {
     pub(crate) fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Takes the same place again, after its slot was given back.
+    pub(crate) fn stand_again(&mut self, spec: &RunSpec) {
+        let claim = Claim::of(&spec.limits, &self.admission.budget);
+        let mut state = self.admission.lock();
+        self.place = state.fair.enter_as(&spec.principal, self.place.key, claim, Instant::now());
+        let (grant, granted) = oneshot::channel();
+        state.grants.insert(self.place.key.1, grant);
+        self.granted = granted;
+        self.admission.serve(&mut state);
     }
 
     /// Waits for the slot. Dropping the future keeps the place; dropping the ticket gives it up.

@@ -215,6 +215,26 @@ async fn pinned_runs_have_cores_of_their_own_and_give_them_back() {
 }
 
 #[tokio::test]
+async fn a_slot_that_is_given_back_unused_says_nothing_of_how_long_slots_are_held() {
+    let alice = principal("alice", Quota::default());
+    let admission = admission(1, 4);
+    admission.lock().drain.ended(Duration::from_secs(8));
+    let mut ticket = admission.enter(&spec(&alice, 0)).unwrap();
+    let mut next = admission.enter(&spec(&alice, 0)).unwrap();
+    ticket.slot().await.give_back();
+    let slot = next.slot().await;
+    // It has the place that it had before, ahead of those who came since.
+    let mut later = admission.enter(&spec(&alice, 0)).unwrap();
+    ticket.stand_again(&spec(&alice, 0));
+    assert_eq!(admission.position(ticket.place()), Some(1));
+    assert_eq!(admission.expected_wait(&alice, &Limits::default()), Some(Duration::from_secs(24)));
+    drop(slot);
+    drop(ticket.slot().await);
+    drop(later.slot().await);
+    assert_eq!(admission.occupancy().busy, 0);
+}
+
+#[tokio::test]
 async fn a_slot_that_nobody_takes_is_not_lost() {
     let alice = principal("alice", Quota::default());
     let admission = admission(1, 4);

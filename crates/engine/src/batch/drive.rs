@@ -15,11 +15,12 @@ use super::found_again::{self, Finding};
 use super::judge::Tests;
 use super::live::LiveBatch;
 use super::record::verdict_of_prepare;
+use super::room::PrepareRoom;
 use super::{BatchEvent, BatchSpec, BatchState, Batches, Ground, Test};
 use crate::execute::Gate;
 use crate::files::Reservation;
 use crate::live::RunHandle;
-use crate::over::{Base, FrozenLayer, Made, Standing};
+use crate::over::{Base, Freezing, FrozenLayer, Made, Standing};
 use crate::store::{BatchResult, FinishedBatch};
 use crate::{Leases, SubmitError};
 
@@ -31,7 +32,7 @@ pub(super) struct Work {
     pub(super) batches: Batches,
     pub(super) live: Arc<LiveBatch>,
     pub(super) leases: Leases,
-    pub(super) room: Option<Reservation>,
+    pub(super) room: Option<PrepareRoom>,
     /// Of a promised batch.
     pub(super) begin: Option<Arc<Begin>>,
     /// Where an earlier server has prepared what the tests stand on.
@@ -146,11 +147,14 @@ impl Work {
 
     /// Runs the command and keeps what it leaves behind.
     async fn prepare(&mut self, spec: &RunSpec) -> Result<Ready, Left> {
-        let Some(room) = self.room.take() else { return Ok(Ready::Not(Verdict::InternalError)) };
+        let Some(room) = self.room.take().map(Arc::new) else {
+            return Ok(Ready::Not(Verdict::InternalError));
+        };
         let name = format!("frozen/{}", Uuid::now_v7().simple());
         let (says, hears) = oneshot::channel();
         let freeze = Freeze { layer: name.clone(), bytes_max: room.bytes() };
-        let standing = Standing { freeze: Some((freeze, says)), ..Standing::default() };
+        let freezing = Freezing { freeze, room: Arc::clone(&room) as _, says };
+        let standing = Standing { freeze: Some(freezing), ..Standing::default() };
         let run = match self.start(spec.clone(), standing).await? {
             Ok(handle) => self.end_of(handle).await?,
             Err(verdict) => return Ok(Ready::Not(verdict)),
@@ -162,8 +166,8 @@ impl Work {
             _ => None,
         };
         self.prepared(run, why).await;
-        match (verdict, made) {
-            (Verdict::Accepted, Some(made)) => Ok(self.keep_prepared(spec, name, room, made)),
+        match (verdict, made.zip(room.hand_over())) {
+            (Verdict::Accepted, Some((made, room))) => Ok(self.keep_prepared(spec, name, room, made)),
             (Verdict::Accepted, None) => Ok(Ready::Not(Verdict::InternalError)),
             (verdict, _) => Ok(Ready::Not(verdict)),
         }

@@ -14,6 +14,8 @@ mod resume;
 
 mod found_again;
 mod prepared;
+mod room;
+mod room_line;
 mod shelf;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -37,6 +39,8 @@ use begin::Begin;
 use drive::Work;
 use live::LiveBatch;
 use prepared::Shelf as PreparedShelf;
+use room::PrepareRoom;
+use room_line::RoomLine;
 use shelf::Shelf;
 
 #[derive(Clone, Debug)]
@@ -79,20 +83,23 @@ struct Inner {
     engine: Engine,
     store: Arc<dyn BatchStore>,
     prepared: PreparedShelf,
+    /// Whoever waits for room for what it prepares.
+    room_line: Arc<RoomLine<Reservation>>,
     shelf: Mutex<Shelf>,
 }
 
 /// What a batch holds from its submission on.
 struct Held {
     leases: Leases,
-    room: Option<Reservation>,
+    room: Option<PrepareRoom>,
 }
 
 impl Batches {
     pub fn new(engine: Engine, store: Arc<dyn BatchStore>, config: &BatchConfig) -> Self {
         let prepared = PreparedShelf::new(config.prepared_bytes_max, config.prepared_kept_for);
         let shelf = Mutex::new(Shelf::new(config.kept, config.kept_bytes, config.kept_for));
-        Self { inner: Arc::new(Inner { engine, store, prepared, shelf }) }
+        let room_line = RoomLine::new(room::PATIENCE);
+        Self { inner: Arc::new(Inner { engine, store, prepared, room_line, shelf }) }
     }
 
     /// Takes a batch, or says why not. It goes on whatever becomes of the caller, but not beyond the server.
@@ -171,7 +178,7 @@ impl Batches {
         let files = self.inner.engine.inner.config.files.as_ref();
         let leases =
             Leases::take_all(files, spec.stored_files()).map_err(|file| SubmitError::NoSuchFile { file })?;
-        let room = spec.prepare().map(|run| self.inner.prepared.room(files, run)).transpose()?;
+        let room = spec.prepare().map(|run| PrepareRoom::of(self, run)).transpose()?;
         Ok(Held { leases, room })
     }
 

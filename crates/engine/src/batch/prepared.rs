@@ -79,41 +79,49 @@ impl Shelf {
         Self { bytes_max, kept_for, prepared: Mutex::new(HashMap::new()) }
     }
 
-    /// Room for all that this command can leave behind; what is not needed is given back later.
-    pub(super) fn room(&self, files: Option<&Files>, run: &RunSpec) -> Result<Reservation, FilesError> {
-        let limits = &run.limits;
-        let most =
-            limits.disk_bytes.saturating_add(limits.inodes.saturating_mul(ENTRY_BYTES)).min(self.bytes_max);
-        let full = FilesError::Full { bytes: most, most_bytes: self.bytes_max };
-        let Some(files) = files else { return Err(full) };
-        let dropped = self.make_room(most);
-        // Dropped before the room is asked for: what they had is part of it.
-        drop(dropped.ok_or(full)?);
-        files.reserve(most)
+    /// All that this command can leave behind.
+    pub(super) fn most(&self, run: &RunSpec) -> u64 {
+        let names = run.limits.inodes.saturating_mul(ENTRY_BYTES);
+        run.limits.disk_bytes.saturating_add(names).min(self.bytes_max)
     }
 
-    /// Those that have to go; `None` where that is not enough.
-    fn make_room(&self, bytes: u64) -> Option<Vec<Arc<Prepared>>> {
+    /// Room for so much; what is not needed is given back later.
+    pub(super) fn reserve(&self, files: &Files, bytes: u64) -> Result<Reservation, FilesError> {
+        let dropped = self.make_room(bytes, |given_up| files.could_hold(bytes, given_up));
+        // Dropped before the room is asked for: what they had is part of it.
+        drop(dropped.ok_or(FilesError::Full { bytes, most_bytes: self.bytes_max })?);
+        files.reserve(bytes)
+    }
+
+    /// Those that have to go, the least recently used, until there is room here and where all files are; `None`
+    /// where that is never enough, and then nothing goes but what has expired.
+    fn make_room(&self, bytes: u64, fits: impl Fn(u64) -> bool) -> Option<Vec<Arc<Prepared>>> {
         let mut prepared = self.prepared();
-        let mut gone = Vec::new();
         let now = clock::now();
-        let mut idle: Vec<(Instant, PreparedId)> = prepared
+        let expired: Vec<_> = prepared
+            .extract_if(|_, (prepared, _)| !prepared.in_use() && prepared.expires <= now)
+            .map(|(_, (prepared, _))| prepared)
+            .collect();
+        let mut idle: Vec<(Instant, PreparedId, u64)> = prepared
             .values()
             .filter(|(prepared, _)| !prepared.in_use())
-            .map(|(prepared, used)| (*used, prepared.id))
+            .map(|(prepared, used)| (*used, prepared.id, prepared.bytes()))
             .collect();
         idle.sort_unstable();
-        let mut held: u64 = prepared.values().map(|(prepared, _)| prepared.bytes()).sum();
-        for (_, id) in idle {
-            let expired = prepared.get(&id).is_some_and(|(prepared, _)| prepared.expires <= now);
-            if (expired || held.saturating_add(bytes) > self.bytes_max)
-                && let Some((dropped, _)) = prepared.remove(&id)
-            {
-                held -= dropped.bytes();
-                gone.push(dropped);
-            }
+        let held: u64 = prepared.values().map(|(prepared, _)| prepared.bytes()).sum();
+        let of_expired: u64 = expired.iter().map(|prepared| prepared.bytes()).sum();
+        let enough =
+            |going: u64| (held - going).saturating_add(bytes) <= self.bytes_max && fits(of_expired + going);
+        let mut going = 0;
+        let mut idle = idle.into_iter();
+        let mut go = Vec::new();
+        while !enough(going) {
+            let (_, id, bytes) = idle.next()?;
+            going += bytes;
+            go.push(id);
         }
-        (held.saturating_add(bytes) <= self.bytes_max).then_some(gone)
+        let gone = go.into_iter().filter_map(|id| prepared.remove(&id)).map(|(prepared, _)| prepared);
+        Some(expired.into_iter().chain(gone).collect())
     }
 
     pub(super) fn keep(&self, principal: PrincipalName, image: String, base: Arc<Base>) -> Arc<Prepared> {

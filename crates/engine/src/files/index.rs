@@ -105,10 +105,15 @@ impl Index {
         true
     }
 
-    fn make_room(&mut self, bytes: u64) -> bool {
+    /// Whether there would be so much room if everything went that is not in use, and `given_up` came back.
+    pub(super) fn could_hold(&self, bytes: u64, given_up: u64) -> bool {
         let idle: u64 = self.files.values().filter(|entry| entry.leases == 0).map(|entry| entry.len).sum();
+        self.bytes.saturating_sub(idle + given_up).saturating_add(bytes) <= self.bytes_max
+    }
+
+    fn make_room(&mut self, bytes: u64) -> bool {
         // Nothing is dropped for somebody who could not be served all the same.
-        if (self.bytes - idle).saturating_add(bytes) > self.bytes_max {
+        if !self.could_hold(bytes, 0) {
             return false;
         }
         let oldest_first: Vec<Key> = self.order.values().cloned().collect();

@@ -41,6 +41,7 @@ impl Drop for FileLease {
         let mut index = self.files.index();
         index.let_go(&self.key);
         self.files.inner.folder.discard(index.take_dropped());
+        self.files.inner.given_back.notify_one();
     }
 }
 
@@ -66,6 +67,11 @@ impl Reservation {
         Ok(())
     }
 
+    fn give_back(&self, bytes: u64) {
+        self.files.index().release(bytes);
+        self.files.inner.given_back.notify_one();
+    }
+
     /// What was set aside is somebody else's to give back.
     pub(super) fn disarm(&mut self) -> u64 {
         std::mem::take(&mut self.bytes)
@@ -74,14 +80,14 @@ impl Reservation {
     /// Gives back what is not needed after all.
     pub fn shrink_to(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
-        self.files.index().release(less);
+        self.give_back(less);
         self.bytes -= less;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.files.index().release(self.bytes);
+        self.give_back(self.bytes);
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use run::{FileId, StoredFile};
+use tokio::sync::Notify;
 
 pub use lease::{FileLease, Leases, Reservation};
 pub use upload::Upload;
@@ -83,6 +84,8 @@ struct Inner {
     config: FilesConfig,
     folder: Folder,
     index: Mutex<Index>,
+    /// Told when room may have become free; one of those who wait for it looks for all.
+    given_back: Notify,
 }
 
 impl Files {
@@ -93,7 +96,9 @@ impl Files {
         for found in folder.read()? {
             index.add(found.key, found.len, found.since + config.keep_for);
         }
-        Ok(Self { inner: Arc::new(Inner { config, folder, index: Mutex::new(index) }) })
+        Ok(Self {
+            inner: Arc::new(Inner { config, folder, index: Mutex::new(index), given_back: Notify::new() }),
+        })
     }
 
     /// Begins to take a file of which nothing is known yet. `announced` is how long it says that it is.
@@ -134,6 +139,20 @@ impl Files {
         index.expire(clock::now());
         self.inner.folder.discard(index.take_dropped());
         index.counts()
+    }
+
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.inner.config.bytes_max
+    }
+
+    /// Whether there would be so much room if everything went that is not in use, and `given_up` came back.
+    pub(crate) fn could_hold(&self, bytes: u64, given_up: u64) -> bool {
+        self.index().could_hold(bytes, given_up)
+    }
+
+    /// Ends when something was given back since the last time; of several that wait one is told.
+    pub(crate) async fn given_back(&self) {
+        self.inner.given_back.notified().await;
     }
 
     pub fn file_bytes_max(&self) -> u64 {
