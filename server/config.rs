@@ -72,7 +72,7 @@ config! {
     prepared_max: usize = 2 + 2 * std::thread::available_parallelism().map_or(1, usize::from);
     /// Give each run a core of its own, or as many as it asks for processors, so that times can be compared
     pin_cpus: bool = false;
-    /// How many runs of one principal may wait for a slot
+    /// How many runs of one principal may wait for a slot; a batch none of whose runs has a place or a slot counts as one
     queue_capacity: usize = 1024;
     /// How many processors all runs together may ask for; 0: the machine's, or what `slots` runs get by default
     budget_cpus: f64 = 0.0;

@@ -214,6 +214,69 @@ fn what_a_key_may_run_at_once_is_waited_for_though_slots_are_free() {
 }
 
 #[test]
+fn batches_that_wait_take_places_in_the_queue_and_one_more_is_refused() {
+    let builder = Daemon::builder().host_image().flag("--slots", 1).flag("--queue-capacity", 2);
+    let (modest, bob) = (builder.key(&["modest", "--queued", "1"]), builder.key(&["bob"]));
+    let watcher = builder.key(&["watcher", "--scope", "metrics"]);
+    let daemon = builder.start();
+    let mut long = sh("sleep 300");
+    long["limits"] = json!({ "wall_time_ms": 300_000 });
+    let long = begin(&daemon, &bob, &long);
+    until("it has the slot", || show(&daemon, &bob, &long)["state"] == "running");
+    let batch = json!({ "image": "host", "run": { "cmd": "true" }, "tests": vec![json!({}); 3] });
+    let post = |key: &str| {
+        daemon.request("POST", "/batches").key(key).header("Prefer", "respond-async").json(&batch).send()
+    };
+    let begun: Vec<_> = (0..2).map(|_| post(&bob).expect(202)["id"].clone()).collect();
+    let refused = post(&bob);
+    retry_after(&refused);
+    refused.problem(429, "queue-full");
+    // Runs and batches wait in the same queue.
+    daemon.request("POST", "/runs").key(&bob).json(&sh("true")).send().problem(429, "queue-full");
+    let hers = post(&modest).expect(202)["id"].clone();
+    post(&modest).problem(429, "quota-exceeded");
+    let page = || daemon.request("GET", "/metrics").key(&watcher).send().text();
+    assert!(page().lines().any(|line| line == "sandglass_rejected_total{reason=\"queue_full\"} 2"));
+    let waiting = || page().lines().any(|line| line == "sandglass_runs_queued{principal=\"bob\"} 2");
+    until("each has one place", waiting);
+    let path = format!("/runs/{}", long["id"].as_str().expect("an id"));
+    daemon.request("DELETE", &path).key(&bob).send().expect(200);
+    for (key, id) in [(&bob, &begun[0]), (&bob, &begun[1]), (&modest, &hers)] {
+        let path = format!("/batches/{}", id.as_str().expect("an id"));
+        let show = || daemon.request("GET", &path).key(key).send().expect(200);
+        within(Duration::from_secs(60), "its end", || (show()["state"] == "finished").then_some(()));
+        assert!(show()["tests"].as_array().expect("tests").iter().all(|test| test["run"]["exit_code"] == 0));
+    }
+    // What waited has left the queue, and was refused by nobody.
+    assert!(page().lines().any(|line| line == "sandglass_queue_depth 0"));
+    assert!(page().lines().any(|line| line == "sandglass_rejected_total{reason=\"queue_full\"} 2"));
+    post(&bob).expect(202);
+}
+
+#[test]
+fn a_batch_that_its_rate_holds_up_waits_for_it_and_is_refused_nothing() {
+    let builder = Daemon::builder().host_image().flag("--slots", 2);
+    let key = builder.key(&["slow", "--runs-per-minute", "60", "--scope", "run,metrics"]);
+    let daemon = builder.start();
+    // Ten may come at once, and then one a second.
+    let batch = json!({ "image": "host", "run": { "cmd": "true" }, "tests": vec![json!({}); 13] });
+    let began = Instant::now();
+    let done = daemon.request("POST", "/batches").key(&key).json(&batch).send().expect(200);
+    assert!(began.elapsed() > Duration::from_millis(2900), "{:?}", began.elapsed());
+    assert!(done["tests"].as_array().expect("tests").iter().all(|test| test["run"]["exit_code"] == 0));
+    let page = daemon.request("GET", "/metrics").key(&key).send().text();
+    let refused: Vec<_> = page.lines().filter(|line| line.starts_with("sandglass_rejected_total")).collect();
+    assert!(!refused.is_empty() && refused.iter().all(|line| line.ends_with(" 0")), "{refused:?}");
+    assert!(!daemon.log().contains("turned away"), "{}", daemon.log());
+    // One that waits can be cancelled.
+    let long = json!({ "image": "host", "run": { "cmd": "true" }, "tests": vec![json!({}); 300] });
+    let request = daemon.request("POST", "/batches").key(&key).header("Prefer", "respond-async");
+    let path = format!("/batches/{}", request.json(&long).send().expect(202)["id"].as_str().expect("an id"));
+    let ended = daemon.request("DELETE", &path).key(&key).send().expect(200);
+    assert_eq!(ended["verdict"], "cancelled");
+}
+
+#[test]
 fn batches_that_wait_for_room_keep_nobody_elses_waiting() {
     let builder = Daemon::builder().host_image().flag("--slots", 2);
     let builder = builder.flag("--files-bytes-max", 40 << 20).flag("--file-bytes-max", 30 << 20);

@@ -34,11 +34,12 @@ const KEY_OUTLIVES_BATCH: &str = "the batch that was made under this key has bee
 /// Prepares once and runs every test over the result.
 ///
 /// The file system that `prepare` leaves behind becomes a read-only layer under every test: nothing is compiled
-/// twice, and no test sees what another has written. Room for all that it may leave behind (`disk_bytes`, and 4 KiB for
-/// each of `inodes`) is taken when it starts; while there is none, the batch waits its turn. A `prepare` that did not end with code 0 is a
-/// `compile_error`, and every test is `skipped`. Waiting, `Prefer`, keys and events are as for a run. A batch that
-/// was promised (by `Prefer` or under a key) survives the server: one that had not begun is begun by the next one;
-/// of one that had, tests with a result keep it, the others are `internal_error`, and `problem` says why.
+/// twice, and no test sees what another has written. Room for all that it may leave behind (`disk_bytes`, and 4 KiB
+/// for each of `inodes`) is taken when it starts; while there is none, the batch waits its turn. A `prepare` that did
+/// not end with code 0 is a `compile_error`, and every test is `skipped`. Waiting, `Prefer`, keys and events are as
+/// for a run, and so is the queue: a batch none of whose runs has a place in it or a slot counts as one that waits. A
+/// batch that was promised (by `Prefer` or under a key) survives the server: one that had not begun is begun by the
+/// next one; of one that had, tests with a result keep it, the others are `internal_error`, and `problem` says why.
 #[utoipa::path(post, path = "/batches", operation_id = "create_batch", tag = "batches", request_body = CreateBatch,
     params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds"),
            ("Idempotency-Key" = Option<String>, Header, max_length = 255,
@@ -54,6 +55,8 @@ const KEY_OUTLIVES_BATCH: &str = "the batch that was made under this key has bee
         (status = 422, description = "A value is bad, the image does not exist or is not allowed, or the key stands for \
          another request",
          body = Document, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or as many wait as the key allows", body = Document,
+         content_type = "application/problem+json", headers(("Retry-After" = u64, description = "Seconds"))),
         (status = 500, description = "The sandbox failed: our fault", body = Document,
          content_type = "application/problem+json"),
         (status = 502, description = "The registry failed", body = Document, content_type = "application/problem+json"),

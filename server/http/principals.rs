@@ -23,7 +23,7 @@ pub struct PrincipalList {
 pub struct PrincipalReply {
     #[schema(example = "alice")]
     name: String,
-    /// Runs that wait for a slot.
+    /// Runs that wait for a slot, and batches none of whose runs has a place or a slot.
     queued: usize,
     usage: Totals,
 }

@@ -82,11 +82,13 @@ kinds! {
     HEADERS_TOO_LARGE = "headers-too-large", 431, "The headers are too large",
         "A request may have 32 KiB of address and headers, and 100 headers.";
     QUEUE_FULL = "queue-full", 429, "The queue is full",
-        "Every slot is busy and as many runs wait as the server lets wait. Try again after `retry_after_ms`.";
+        "Every slot is busy and as many runs wait as the server lets wait, batches none of whose runs has a slot among \
+         them. Try again after `retry_after_ms`.";
     FILES_FAILED = "files-failed", 500, "The store of files failed",
         "A file could not be written or read. This is the server's fault, not the file's.";
     QUOTA_EXCEEDED = "quota-exceeded", 429, "Too many runs of this principal wait",
-        "As many runs of the key's principal wait for a slot as the key allows. Try again after `retry_after_ms`.";
+        "As many runs of the key's principal wait for a slot as the key allows, batches none of whose runs has a slot \
+         among them. Try again after `retry_after_ms`.";
     RATE_LIMITED = "rate-limited", 429, "Too many runs in a short time",
         "The key allows so many runs per minute, of which a sixth may come at once. Try again after `retry_after_ms`.";
     WAIT_TOO_LONG = "wait-too-long", 429, "The run would not start within the time to wait",

@@ -112,7 +112,7 @@ async fn slot_with_room(
         if room.take() {
             return Ok(Some(slot));
         }
-        slot.give_back();
+        let _seat = ticket.step_aside(&spec.principal, slot);
         tokio::select! {
             biased;
             () = live.cancel.cancelled() => return Ok(None),

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use run::{ImageRef, Limits, Output, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings};
+use run::{
+    ImageRef, Limits, Output, Principal, PrincipalName, Run, RunId, RunSpec, RunState, StoredFile, Timings,
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::admission::{Admission, Budget, Refused, Ticket, TooLarge};
+use crate::admission::{Admission, Budget, Refused, Seat, Ticket, TooLarge};
 use crate::drive::{drive, interrupted, unable};
 use crate::files::Files;
 use crate::live::{Live, RunHandle};
@@ -159,13 +161,15 @@ impl Engine {
     }
 
     /// The same for a run of a batch, which goes on until the server's time is over, and gets back what was not
-    /// taken.
+    /// taken. Nobody is told of that: the batch waits, and was turned away by nobody.
     pub(crate) fn submit_over(
         &self,
         spec: RunSpec,
         standing: Standing,
+        seat: &mut Option<Seat>,
     ) -> Result<RunHandle, (SubmitError, Box<(RunSpec, Standing)>)> {
-        let admitted = match self.admit(&spec, &self.inner.out_of_time) {
+        let enter = || Ok(self.inner.admission.enter_from(&spec, seat)?);
+        let admitted = match self.admit_by(&spec, &self.inner.out_of_time, enter) {
             Ok(admitted) => Admitted { standing, ..admitted },
             Err(error) => return Err((error, Box::new((spec, standing)))),
         };
@@ -176,6 +180,15 @@ impl Engine {
         let live = self.enlist(self.queued(&spec), &admitted.ticket, false);
         self.inner.tasks.spawn(drive(Arc::clone(&self.inner), Arc::clone(&live), spec, admitted));
         RunHandle { live }
+    }
+
+    /// A seat for a batch that has just come, or for one that was taken.
+    pub(crate) fn sit(&self, who: &Principal, limits: &Limits) -> Result<Seat, SubmitError> {
+        self.inner.admission.sit(who, limits).map_err(|refused| self.inner.turned_away(refused))
+    }
+
+    pub(crate) fn sit_again(&self, who: &Principal) -> Seat {
+        self.inner.admission.sit_again(who)
     }
 
     /// Whether a run with these limits can ever start here.
@@ -265,6 +278,17 @@ impl Engine {
     /// Nothing comes in any more once `closed`.
     fn admit(&self, spec: &RunSpec, closed: &CancellationToken) -> Result<Admitted, SubmitError> {
         let inner = &self.inner;
+        let enter = || inner.admission.enter(spec).map_err(|refused| inner.turned_away(refused));
+        self.admit_by(spec, closed, enter)
+    }
+
+    fn admit_by(
+        &self,
+        spec: &RunSpec,
+        closed: &CancellationToken,
+        enter: impl FnOnce() -> Result<Ticket, SubmitError>,
+    ) -> Result<Admitted, SubmitError> {
+        let inner = &self.inner;
         if inner.lost.is_cancelled() {
             return Err(SubmitError::LauncherLost);
         }
@@ -273,8 +297,7 @@ impl Engine {
         }
         let leases = Leases::take(inner.config.files.as_ref(), spec)
             .map_err(|file| SubmitError::NoSuchFile { file })?;
-        let ticket = inner.admission.enter(spec).map_err(|refused| inner.turned_away(refused))?;
-        Ok(Admitted { ticket, leases, standing: Standing::default() })
+        Ok(Admitted { ticket: enter()?, leases, standing: Standing::default() })
     }
 
     fn enlist(&self, run: Run, ticket: &Ticket, promised: bool) -> Arc<Live> {
@@ -322,9 +345,9 @@ impl Engine {
         }
     }
 
-    /// Everybody who has runs waiting for a slot, and how many.
+    /// Everybody who has runs waiting for a slot, or batches none of whose runs has one, and how many.
     pub fn queued_by_principal(&self) -> Vec<(PrincipalName, usize)> {
-        self.inner.admission.queued_by()
+        self.inner.admission.waiting_by()
     }
 
     pub fn counts(&self) -> Counts {
@@ -381,22 +404,26 @@ pub(crate) fn not_written(error: StoreError) -> SubmitError {
     SubmitError::Store
 }
 
+impl From<Refused> for SubmitError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full { retry_after, own: false } => Self::Busy { retry_after },
+            Refused::Full { retry_after, own: true } => Self::OverQuota { retry_after },
+            Refused::Rate { retry_after } => Self::RateLimited { retry_after },
+            Refused::TooLarge(TooLarge { limit, asked, most }) => Self::TooLarge { limit, asked, most },
+        }
+    }
+}
+
 impl Inner {
     fn turned_away(&self, refused: Refused) -> SubmitError {
-        let (reason, error) = match refused {
-            Refused::Full { retry_after, own: false } => {
-                (Rejection::QueueFull, SubmitError::Busy { retry_after })
-            }
-            Refused::Full { retry_after, own: true } => {
-                (Rejection::Quota, SubmitError::OverQuota { retry_after })
-            }
-            Refused::Rate { retry_after } => (Rejection::RateLimit, SubmitError::RateLimited { retry_after }),
-            Refused::TooLarge(TooLarge { limit, asked, most }) => {
-                (Rejection::TooLarge, SubmitError::TooLarge { limit, asked, most })
-            }
-        };
-        self.observer.rejected(reason);
-        error
+        self.observer.rejected(match &refused {
+            Refused::Full { own: false, .. } => Rejection::QueueFull,
+            Refused::Full { own: true, .. } => Rejection::Quota,
+            Refused::Rate { .. } => Rejection::RateLimit,
+            Refused::TooLarge(_) => Rejection::TooLarge,
+        });
+        refused.into()
     }
 
     /// The run as it stands, and where it stands now if it still waits.

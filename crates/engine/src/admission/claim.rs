@@ -65,6 +65,14 @@ impl Claim {
         }
     }
 
+    pub(super) fn times(self, number: u64) -> Self {
+        Self {
+            slots: self.slots * number,
+            milli_cpus: self.milli_cpus.saturating_mul(number),
+            memory_bytes: self.memory_bytes.saturating_mul(number),
+        }
+    }
+
     pub(super) fn minus(self, other: Self) -> Self {
         Self {
             slots: self.slots.saturating_sub(other.slots),

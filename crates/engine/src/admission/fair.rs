@@ -43,6 +43,8 @@ struct Waiting {
 #[derive(Debug)]
 struct Line {
     waiting: BTreeMap<Key, Waiting>,
+    /// Batches none of whose runs has a place or a slot.
+    seated: usize,
     running: Claim,
     /// The number of its latest turn.
     served: u64,
@@ -60,12 +62,19 @@ pub(super) struct Fair {
     arrivals: u64,
     turns: u64,
     queued: usize,
+    seated: usize,
+}
+
+/// How many runs of that principal may go at once.
+fn most(who: &Principal) -> u64 {
+    who.quota.concurrency.map_or(u64::MAX, u64::from)
 }
 
 impl Fair {
     pub(super) fn new(whole: Claim, cores: &[usize]) -> Self {
         let free_cores = (!cores.is_empty()).then(|| cores.iter().copied().collect());
-        Self { whole, free: whole, free_cores, lines: HashMap::new(), arrivals: 0, turns: 0, queued: 0 }
+        let lines = HashMap::new();
+        Self { whole, free: whole, free_cores, lines, arrivals: 0, turns: 0, queued: 0, seated: 0 }
     }
 
     pub(super) fn whole(&self) -> Claim {
@@ -76,15 +85,16 @@ impl Fair {
         (self.whole.slots - self.free.slots) as usize
     }
 
-    /// Whether nobody waits and one more run of that principal would have its turn at once.
+    /// Whether nobody waits and one more run of that principal would have its turn at once, also when every batch
+    /// that is about to begin has begun with one like it.
     pub(super) fn starts_at_once(&self, who: &Principal, claim: Claim) -> bool {
-        self.queued == 0 && claim.fits(self.free) && !self.has_all(who)
+        let begin = (self.running(who) + self.seated_of(&who.name) as u64) < most(who);
+        self.queued == 0 && claim.times(self.seated as u64 + 1).fits(self.free) && begin
     }
 
     /// Whether the principal runs as much at once as it may; then only its own turns matter to it.
     fn has_all(&self, who: &Principal) -> bool {
-        let most = who.quota.concurrency.map_or(u64::MAX, u64::from);
-        self.running(who) >= most
+        self.running(who) >= most(who)
     }
 
     fn running(&self, who: &Principal) -> u64 {
@@ -96,18 +106,42 @@ impl Fair {
         if self.has_all(who) { self.running(who) as usize } else { self.held() }
     }
 
-    pub(super) fn queued(&self) -> usize {
-        self.queued
-    }
-
     pub(super) fn queued_of(&self, who: &PrincipalName) -> usize {
         self.lines.get(who).map_or(0, |line| line.waiting.len())
     }
 
-    /// Everybody who waits, and how many runs of each.
-    pub(super) fn queued_by(&self) -> Vec<(PrincipalName, usize)> {
-        let lines = self.lines.iter().filter(|(_, line)| !line.waiting.is_empty());
-        lines.map(|(name, line)| (name.clone(), line.waiting.len())).collect()
+    fn seated_of(&self, who: &PrincipalName) -> usize {
+        self.lines.get(who).map_or(0, |line| line.seated)
+    }
+
+    /// What counts against what may wait: runs, and batches none of whose runs does.
+    pub(super) fn waiting_of(&self, who: &PrincipalName) -> usize {
+        self.queued_of(who) + self.seated_of(who)
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.queued + self.seated
+    }
+
+    /// Everybody who waits, and with how many runs and batches.
+    pub(super) fn waiting_by(&self) -> Vec<(PrincipalName, usize)> {
+        let waiting = |line: &Line| line.waiting.len() + line.seated;
+        let lines = self.lines.iter().filter(|(_, line)| waiting(line) > 0);
+        lines.map(|(name, line)| (name.clone(), waiting(line))).collect()
+    }
+
+    /// Counts a batch none of whose runs has a place.
+    pub(super) fn sit(&mut self, who: &Principal) {
+        self.seated += 1;
+        self.line(who).seated += 1;
+    }
+
+    /// It counts no more.
+    pub(super) fn rise(&mut self, who: &PrincipalName) {
+        self.seated -= 1;
+        if let Some(line) = self.lines.get_mut(who) {
+            line.seated -= 1;
+        }
     }
 
     pub(super) fn oldest(&self) -> Option<Instant> {
@@ -124,6 +158,7 @@ impl Fair {
         if !self.lines.contains_key(&who.name) {
             let line = Line {
                 waiting: BTreeMap::new(),
+                seated: 0,
                 running: Claim::default(),
                 served: 0,
                 concurrency: u64::MAX,
@@ -132,7 +167,7 @@ impl Fair {
             self.lines.insert(who.name.clone(), line);
         }
         let line = self.lines.get_mut(&who.name).expect("it was put there");
-        line.concurrency = who.quota.concurrency.map_or(u64::MAX, u64::from);
+        line.concurrency = most(who);
         line
     }
 

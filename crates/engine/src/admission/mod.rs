@@ -28,7 +28,7 @@ use fair::{Fair, Turn};
 pub(crate) struct Admission {
     state: Mutex<State>,
     budget: Budget,
-    /// How many runs of one principal may wait.
+    /// How many runs of one principal may wait; of its batches, one of each does at least.
     capacity: usize,
 }
 
@@ -55,6 +55,13 @@ pub(crate) struct Ticket {
     admission: Arc<Admission>,
     place: Place,
     granted: oneshot::Receiver<Slot>,
+}
+
+/// What a batch has that waits and none of whose runs has a place: it counts like one. Dropping it gives it up.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    admission: Arc<Admission>,
+    who: PrincipalName,
 }
 
 /// Why a run may not even wait.
@@ -93,6 +100,15 @@ impl Admission {
     }
 
     pub(crate) fn enter(self: &Arc<Self>, spec: &RunSpec) -> Result<Ticket, Refused> {
+        self.enter_from(spec, &mut None)
+    }
+
+    /// The same for a run of a batch: where that has a seat, the run gets a place for it, however many wait.
+    pub(crate) fn enter_from(
+        self: &Arc<Self>,
+        spec: &RunSpec,
+        seat: &mut Option<Seat>,
+    ) -> Result<Ticket, Refused> {
         let principal = &*spec.principal;
         let claim = Claim::of(&spec.limits, &self.budget);
         let now = Instant::now();
@@ -107,19 +123,46 @@ impl Admission {
         let (grant, granted) = oneshot::channel();
         state.grants.insert(place.key.1, grant);
         self.serve(&mut state);
-        let own = principal.quota.queued.map_or(usize::MAX, |queued| queued as usize);
-        let waiting = state.fair.queued_of(&place.who);
-        if state.grants.contains_key(&place.key.1) && waiting > own.min(self.capacity) {
+        let too_many = state.fair.waiting_of(&place.who) > self.may_wait(principal);
+        if state.grants.contains_key(&place.key.1) && too_many && seat.is_none() {
             state.fair.leave(&place);
             state.grants.remove(&place.key.1);
             if let Some(rate) = rate {
                 state.fair.bucket(principal, rate, now).give_back();
             }
-            let retry_after = state.retry_after(&place.who);
-            return Err(Refused::Full { retry_after, own: own < self.capacity });
+            return Err(self.full(&state, principal));
         }
         drop(state);
+        *seat = None;
         Ok(Ticket { admission: Arc::clone(self), place, granted })
+    }
+
+    /// A seat for a batch whose first run has these limits, if one more may wait or it would start at once.
+    pub(crate) fn sit(self: &Arc<Self>, who: &Principal, limits: &Limits) -> Result<Seat, Refused> {
+        let claim = Claim::of(limits, &self.budget);
+        let mut state = self.lock();
+        let waits = !state.fair.starts_at_once(who, claim);
+        if waits && state.fair.waiting_of(&who.name) >= self.may_wait(who) {
+            return Err(self.full(&state, who));
+        }
+        state.fair.sit(who);
+        Ok(Seat { admission: Arc::clone(self), who: who.name.clone() })
+    }
+
+    /// The same for a batch that was taken, however many wait.
+    pub(crate) fn sit_again(self: &Arc<Self>, who: &Principal) -> Seat {
+        self.lock().fair.sit(who);
+        Seat { admission: Arc::clone(self), who: who.name.clone() }
+    }
+
+    /// How many of that principal's may wait.
+    fn may_wait(&self, who: &Principal) -> usize {
+        let own = who.quota.queued.map_or(usize::MAX, |queued| queued as usize);
+        own.min(self.capacity)
+    }
+
+    fn full(&self, state: &State, who: &Principal) -> Refused {
+        Refused::Full { retry_after: state.retry_after(&who.name), own: self.may_wait(who) < self.capacity }
     }
 
     /// A place for a run that had one before, however many wait.
@@ -156,13 +199,14 @@ impl Admission {
         let fair = &self.lock().fair;
         Occupancy {
             busy: fair.held(),
-            queued: fair.queued(),
+            queued: fair.waiting(),
             oldest: fair.oldest().map(|since| since.elapsed()),
         }
     }
 
-    pub(crate) fn queued_by(&self) -> Vec<(PrincipalName, usize)> {
-        self.lock().fair.queued_by()
+    /// Everybody who has something waiting, and how much.
+    pub(crate) fn waiting_by(&self) -> Vec<(PrincipalName, usize)> {
+        self.lock().fair.waiting_by()
     }
 
     /// How many turns it takes until this one's has come; `None` when it has.
@@ -196,8 +240,8 @@ impl Admission {
 impl State {
     /// When half of what the principal has waiting will have gone.
     fn retry_after(&self, who: &PrincipalName) -> Duration {
-        let half = self.fair.queued_of(who).div_ceil(2).max(1);
-        let takers = self.fair.queued_by().len().max(1);
+        let half = self.fair.waiting_of(who).div_ceil(2).max(1);
+        let takers = self.fair.waiting_by().len().max(1);
         self.drain.retry_after(half * takers, self.fair.held())
     }
 }
@@ -209,7 +253,7 @@ impl Slot {
     }
 
     /// Gives it back as if it had never been had: that says nothing of how long slots are held.
-    pub(crate) fn give_back(mut self) {
+    fn give_back(mut self) {
         if let Some(admission) = self.admission.take() {
             let mut state = admission.lock();
             state.fair.release(&self.turn);
@@ -226,9 +270,22 @@ impl Drop for Slot {
     }
 }
 
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.admission.lock().fair.rise(&self.who);
+    }
+}
+
 impl Ticket {
     pub(crate) fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Gives the slot back unused. The seat counts the run as one that waits until it stands in the queue again.
+    pub(crate) fn step_aside(&self, who: &Principal, slot: Slot) -> Seat {
+        let seat = self.admission.sit_again(who);
+        slot.give_back();
+        seat
     }
 
     /// Takes the same place again, after its slot was given back.

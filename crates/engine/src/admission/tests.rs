@@ -167,7 +167,7 @@ async fn a_full_queue_is_full_for_those_who_filled_it_only() {
         Refused::Full { retry_after: second, own: true }
     );
     let mut bobs = admission.enter(&spec(&bob, 0)).unwrap();
-    assert_eq!(admission.queued_by().len(), 2);
+    assert_eq!(admission.waiting_by().len(), 2);
     drop(waiting);
     drop(slot);
     drop(bobs.slot().await);
@@ -215,17 +215,55 @@ async fn pinned_runs_have_cores_of_their_own_and_give_them_back() {
 }
 
 #[tokio::test]
+async fn a_batch_none_of_whose_runs_has_a_place_counts_as_one_that_waits() {
+    let alice = principal("alice", Quota::default());
+    let bob = principal("bob", Quota { queued: Some(0), ..Quota::default() });
+    let (admission, limits) = (admission(1, 2), Limits::default());
+    let full = |own| Err(Refused::Full { retry_after: Duration::from_secs(1), own });
+    let mut first = Some(admission.sit(&alice, &limits).unwrap());
+    assert_eq!(admission.sit(&bob, &limits).map(drop), full(true), "hers has the only slot as good as taken");
+    let second = admission.sit(&alice, &limits).unwrap();
+    assert_eq!(admission.sit(&alice, &limits).map(drop), full(false));
+    assert_eq!(admission.waiting_by(), [(alice.name.clone(), 2)]);
+    let held = admission.enter(&spec(&alice, 0)).unwrap().slot().await;
+    assert_eq!(admission.enter(&spec(&alice, 0)).map(drop), full(false), "as many wait as may");
+    // Its first run has a place for the seat, the next has to find one.
+    let one = admission.enter_from(&spec(&alice, 0), &mut first).unwrap();
+    assert!(first.is_none());
+    assert_eq!((admission.occupancy().queued, admission.position(one.place())), (2, Some(1)));
+    assert_eq!(admission.enter_from(&spec(&alice, 0), &mut first).map(drop), full(false));
+    drop(second);
+    let _other = admission.enter_from(&spec(&alice, 0), &mut first).unwrap();
+    drop((one, held));
+    assert_eq!(admission.occupancy().queued, 0);
+}
+
+#[tokio::test]
+async fn a_batch_that_its_rate_holds_up_keeps_its_seat() {
+    let slow = principal("slow", Quota { runs_per_minute: Some(6), ..Quota::default() });
+    let admission = admission(4, 1);
+    let mut seat = Some(admission.sit(&slow, &Limits::default()).unwrap());
+    let _first = admission.enter_from(&spec(&slow, 0), &mut seat).unwrap();
+    let mut seat = Some(admission.sit_again(&slow));
+    let refused = admission.enter_from(&spec(&slow, 0), &mut seat).unwrap_err();
+    assert!(matches!(refused, Refused::Rate { .. }), "{refused:?}");
+    assert_eq!((seat.is_some(), admission.occupancy().queued), (true, 1));
+}
+
+#[tokio::test]
 async fn a_slot_that_is_given_back_unused_says_nothing_of_how_long_slots_are_held() {
     let alice = principal("alice", Quota::default());
     let admission = admission(1, 4);
     admission.lock().drain.ended(Duration::from_secs(8));
     let mut ticket = admission.enter(&spec(&alice, 0)).unwrap();
     let mut next = admission.enter(&spec(&alice, 0)).unwrap();
-    ticket.slot().await.give_back();
+    let slot = ticket.slot().await;
+    let seat = ticket.step_aside(&alice, slot);
     let slot = next.slot().await;
     // It has the place that it had before, ahead of those who came since.
     let mut later = admission.enter(&spec(&alice, 0)).unwrap();
     ticket.stand_again(&spec(&alice, 0));
+    drop(seat);
     assert_eq!(admission.position(ticket.place()), Some(1));
     assert_eq!(admission.expected_wait(&alice, &Limits::default()), Some(Duration::from_secs(24)));
     drop(slot);

@@ -17,6 +17,7 @@ use super::live::LiveBatch;
 use super::record::verdict_of_prepare;
 use super::room::PrepareRoom;
 use super::{BatchEvent, BatchSpec, BatchState, Batches, Ground, Test};
+use crate::admission::Seat;
 use crate::execute::Gate;
 use crate::files::Reservation;
 use crate::live::RunHandle;
@@ -24,19 +25,28 @@ use crate::over::{Base, Freezing, FrozenLayer, Made, Standing};
 use crate::store::{BatchResult, FinishedBatch};
 use crate::{Leases, SubmitError};
 
-/// How long a full queue is left alone.
+/// How long a full queue is left alone by a batch that has other runs in it.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Work {
     pub(super) batches: Batches,
     pub(super) live: Arc<LiveBatch>,
+    pub(super) seat: Option<Seat>,
     pub(super) leases: Leases,
     pub(super) room: Option<PrepareRoom>,
     /// Of a promised batch.
     pub(super) begin: Option<Arc<Begin>>,
     /// Where an earlier server has prepared what the tests stand on.
     pub(super) finding: Option<Finding>,
+}
+
+/// What the engine says to a run that is offered.
+pub(super) enum Offer {
+    Taken(RunHandle),
+    /// Not yet; after so long it is worth offering it again.
+    Later(Duration, Box<(RunSpec, Standing)>),
+    Never(Verdict),
 }
 
 /// What became of the prepare command.
@@ -83,7 +93,8 @@ impl Work {
             Ground::Prepared(None) => self.find_ground(&mut problem).await?,
             Ground::Prepare(run) => self.prepare(run).await?,
         };
-        let mut tests = Tests::new(self, spec);
+        let seat = self.seat.take();
+        let mut tests = Tests::new(self, spec, seat);
         let verdict = match ready {
             Ready::Over(base) => {
                 tests.run(base).await?;
@@ -155,7 +166,8 @@ impl Work {
         let freeze = Freeze { layer: name.clone(), bytes_max: room.bytes() };
         let freezing = Freezing { freeze, room: Arc::clone(&room) as _, says };
         let standing = Standing { freeze: Some(freezing), ..Standing::default() };
-        let run = match self.start(spec.clone(), standing).await? {
+        let seat = self.seat.take();
+        let run = match self.start(spec.clone(), standing, seat).await? {
             Ok(handle) => self.end_of(handle).await?,
             Err(verdict) => return Ok(Ready::Not(verdict)),
         };
@@ -199,40 +211,55 @@ impl Work {
         Ready::Over(Some(base))
     }
 
-    /// Submits until there is room in the queue; the batch was taken, so it waits.
-    pub(super) async fn start(
+    /// Submits a run, which takes the batch's seat if it has one.
+    pub(super) fn offer(
         &self,
         spec: RunSpec,
         standing: Standing,
-    ) -> Result<Result<RunHandle, Verdict>, Left> {
-        let engine = &self.batches.inner.engine;
+        seat: &mut Option<Seat>,
+    ) -> Result<Offer, Left> {
+        if self.live.cancel.is_cancelled() {
+            return Ok(Offer::Never(Verdict::Cancelled));
+        }
+        if self.leaves() {
+            return Err(Left);
+        }
         let gate = self.begin.as_ref().map(|begin| Arc::clone(begin) as Arc<dyn Gate>);
-        let mut offered = (spec, Standing { gate, ..standing });
+        let standing = Standing { gate, ..standing };
+        let (error, refused) = match self.batches.inner.engine.submit_over(spec, standing, seat) {
+            Ok(handle) => return Ok(Offer::Taken(handle)),
+            Err(refused) => refused,
+        };
+        Ok(match error {
+            SubmitError::RateLimited { retry_after } => Offer::Later(retry_after.max(PAUSE_MIN), refused),
+            SubmitError::Busy { retry_after } | SubmitError::OverQuota { retry_after } => {
+                Offer::Later(retry_after.clamp(PAUSE_MIN, PAUSE_MAX), refused)
+            }
+            SubmitError::Stopping => Offer::Never(Verdict::Cancelled),
+            _ => Offer::Never(Verdict::InternalError),
+        })
+    }
+
+    /// Submits until it is taken; the batch was, so it waits.
+    async fn start(
+        &self,
+        spec: RunSpec,
+        standing: Standing,
+        mut seat: Option<Seat>,
+    ) -> Result<Result<RunHandle, Verdict>, Left> {
+        let mut offered = (spec, standing);
         loop {
-            if self.live.cancel.is_cancelled() {
-                return Ok(Err(Verdict::Cancelled));
-            }
-            if self.leaves() {
-                return Err(Left);
-            }
-            match engine.submit_over(offered.0, offered.1) {
-                Ok(handle) => return Ok(Ok(handle)),
-                Err((
-                    SubmitError::Busy { retry_after }
-                    | SubmitError::OverQuota { retry_after }
-                    | SubmitError::RateLimited { retry_after },
-                    refused,
-                )) => {
+            match self.offer(offered.0, offered.1, &mut seat)? {
+                Offer::Taken(handle) => return Ok(Ok(handle)),
+                Offer::Never(verdict) => return Ok(Err(verdict)),
+                Offer::Later(pause, refused) => {
                     offered = *refused;
-                    let pause = retry_after.clamp(PAUSE_MIN, PAUSE_MAX);
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.live.cancel.cancelled() => {}
                         () = self.leaving() => {}
                     }
                 }
-                Err((SubmitError::Stopping, _)) => return Ok(Err(Verdict::Cancelled)),
-                Err(_) => return Ok(Err(Verdict::InternalError)),
             }
         }
     }

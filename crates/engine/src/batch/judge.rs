@@ -5,14 +5,16 @@ use std::future::Future;
 use std::io::{BufReader, Read};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{FuturesOrdered, FuturesUnordered};
-use run::{Compare, Outcome, Output, OutputContent, Run, RunOutput, Stdin, Verdict};
+use run::{Compare, Outcome, Output, OutputContent, Run, RunOutput, RunSpec, Stdin, Verdict};
 
-use super::drive::{Ending, Left, Work, end_of};
+use super::drive::{Ending, Left, Offer, Work, end_of};
 use super::{BatchEvent, BatchSpec, Expect, Test, TestSpec};
 use crate::Leases;
+use crate::admission::Seat;
 use crate::live::RunHandle;
 use crate::over::{Base, Standing};
 use crate::store::BatchResult;
@@ -38,6 +40,10 @@ pub(super) struct Tests<'a> {
     spec: &'a BatchSpec,
     /// The first test that failed where that stops the batch: none behind it counts.
     stop_at: usize,
+    /// While none of its runs has a place or a slot.
+    seat: Option<Seat>,
+    /// The next test, which has to wait.
+    refused: Option<Box<(RunSpec, Standing)>>,
     handles: Vec<Option<RunHandle>>,
     judged: Vec<bool>,
     running: FuturesUnordered<Running>,
@@ -48,12 +54,14 @@ pub(super) struct Tests<'a> {
 }
 
 impl<'a> Tests<'a> {
-    pub(super) fn new(work: &'a Work, spec: &'a BatchSpec) -> Self {
+    pub(super) fn new(work: &'a Work, spec: &'a BatchSpec, seat: Option<Seat>) -> Self {
         let tests = spec.tests.len();
         Self {
             work,
             spec,
             stop_at: usize::MAX,
+            seat,
+            refused: None,
             handles: vec![None; tests],
             judged: vec![false; tests],
             running: FuturesUnordered::new(),
@@ -68,24 +76,32 @@ impl<'a> Tests<'a> {
         let at_once = self.spec.parallelism.unwrap_or(slots).clamp(1, slots);
         let mut next = 0;
         loop {
-            while self.running.len() < at_once && next < self.spec.tests.len() && next <= self.stop_at {
-                match self.begin(next, base.clone()).await {
-                    Ok(Ok(test)) => self.running.push(test),
-                    Ok(Err(verdict)) => self.settle(next, verdict),
+            // Until then nothing more is taken, as with a rate that is used up.
+            let mut pause = None;
+            while pause.is_none()
+                && self.running.len() < at_once
+                && next < self.spec.tests.len()
+                && next <= self.stop_at
+            {
+                match self.begin(next, base.as_ref()) {
+                    Ok(later) => pause = later,
                     Err(Left) => return self.leave().await,
                 }
-                next += 1;
+                next += usize::from(pause.is_none());
             }
-            if self.running.is_empty() {
+            if self.running.is_empty() && pause.is_none() {
                 break;
             }
+            let work = self.work;
             tokio::select! {
                 Some((number, run)) = self.running.next() => {
                     self.handles[number] = None;
                     self.judge(number, run).await;
                 }
                 Some((number, result, written)) = self.telling.next() => self.told(number, result, written),
-                () = self.work.leaving(), if self.work.may_leave() => return self.leave().await,
+                () = after(pause) => {}
+                () = work.live.cancel.cancelled(), if pause.is_some() => {}
+                () = work.leaving(), if work.may_leave() => return self.leave().await,
             }
         }
         for number in next..self.spec.tests.len() {
@@ -109,19 +125,32 @@ impl<'a> Tests<'a> {
         Err(Left)
     }
 
-    async fn begin(
-        &mut self,
-        number: usize,
-        base: Option<Arc<Base>>,
-    ) -> Result<Result<Running, Verdict>, Left> {
-        let run = self.spec.tests[number].run(&self.spec.run);
-        let handle = match self.work.start(run, Standing { base, ..Standing::default() }).await? {
-            Ok(handle) => handle,
-            Err(verdict) => return Ok(Err(verdict)),
-        };
-        self.handles[number] = Some(handle.clone());
-        let cancel = self.work.live.cancel.clone();
-        Ok(Ok(Box::pin(async move { (number, end_of(handle, cancel).await) })))
+    /// Starts a test, or says how long that has to wait.
+    fn begin(&mut self, number: usize, base: Option<&Arc<Base>>) -> Result<Option<Duration>, Left> {
+        if self.running.is_empty() && self.seat.is_none() {
+            // It waits its turn like any other, and is not crowded out by those that came later.
+            self.seat = Some(self.work.batches.inner.engine.sit_again(&self.spec.principal));
+        }
+        let (run, standing) = self.refused.take().map_or_else(
+            || {
+                let standing = Standing { base: base.cloned(), ..Standing::default() };
+                (self.spec.tests[number].run(&self.spec.run), standing)
+            },
+            |refused| *refused,
+        );
+        match self.work.offer(run, standing, &mut self.seat)? {
+            Offer::Taken(handle) => {
+                self.handles[number] = Some(handle.clone());
+                let cancel = self.work.live.cancel.clone();
+                self.running.push(Box::pin(async move { (number, end_of(handle, cancel).await) }));
+            }
+            Offer::Later(pause, refused) => {
+                self.refused = Some(refused);
+                return Ok(Some(pause));
+            }
+            Offer::Never(verdict) => self.settle(number, verdict),
+        }
+        Ok(None)
     }
 
     /// Compares what the test has written, and stops those behind it if it was the first to fail.
@@ -193,6 +222,14 @@ impl<'a> Tests<'a> {
         if !written {
             self.ending.unwritten.push(number);
         }
+    }
+}
+
+/// Never, where there is no time.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -24,6 +24,7 @@ use std::time::Duration;
 use run::{PrincipalName, Problem};
 use tokio::sync::oneshot;
 
+use crate::admission::Seat;
 use crate::files::{FilesError, Reservation};
 use crate::store::{BatchPromise, BatchStore, Key, Known};
 use crate::{Engine, Leases, SubmitError};
@@ -90,6 +91,8 @@ struct Inner {
 
 /// What a batch holds from its submission on.
 struct Held {
+    /// Until the first of its runs has a place.
+    seat: Seat,
     leases: Leases,
     room: Option<PrepareRoom>,
 }
@@ -156,9 +159,10 @@ impl Batches {
     }
 
     fn work(&self, live: &Arc<LiveBatch>, held: Held) -> Work {
-        let Held { leases, room } = held;
+        let Held { seat, leases, room } = held;
         let begin = live.promised.then(|| Begin::new(live.id(), Arc::clone(&self.inner.store)));
-        Work { batches: self.clone(), live: Arc::clone(live), leases, room, begin, finding: None }
+        let (batches, live) = (self.clone(), Arc::clone(live));
+        Work { batches, live, seat: Some(seat), leases, room, begin, finding: None }
     }
 
     fn admit(&self, spec: &BatchSpec) -> Result<Held, BatchError> {
@@ -170,16 +174,17 @@ impl Batches {
             return Err(SubmitError::Stopping.into());
         }
         spec.limits().try_for_each(|limits| engine.check(limits))?;
-        self.hold(spec)
+        let first = spec.limits().next().unwrap_or(&spec.run.limits);
+        self.hold(spec, engine.sit(&spec.principal, first)?)
     }
 
     /// Every file is held from now on, so that none is missing when its test's turn comes.
-    fn hold(&self, spec: &BatchSpec) -> Result<Held, BatchError> {
+    fn hold(&self, spec: &BatchSpec, seat: Seat) -> Result<Held, BatchError> {
         let files = self.inner.engine.inner.config.files.as_ref();
         let leases =
             Leases::take_all(files, spec.stored_files()).map_err(|file| SubmitError::NoSuchFile { file })?;
         let room = spec.prepare().map(|run| PrepareRoom::of(self, run)).transpose()?;
-        Ok(Held { leases, room })
+        Ok(Held { seat, leases, room })
     }
 
     fn enlist(&self, batch: Batch, promised: bool) -> Arc<LiveBatch> {

@@ -42,7 +42,8 @@ impl Batches {
         unfinished: UnfinishedBatch,
         finding: Option<Finding>,
     ) -> Result<(), (Box<UnfinishedBatch>, String)> {
-        let held = match self.hold(&unfinished.spec) {
+        let seat = self.inner.engine.sit_again(&unfinished.spec.principal);
+        let held = match self.hold(&unfinished.spec, seat) {
             Ok(held) => held,
             Err(BatchError::Submit(error)) => {
                 return Err((Box::new(unfinished), format!("{error} any more")));
