@@ -170,6 +170,12 @@ fn nothing_behind_the_first_failure_counts() {
     // One that was still running before the failure counts; those behind don't, ended or not.
     assert_eq!(verdicts(&done), ["accepted", "wrong_answer", "skipped", "skipped", "skipped"], "{done:#}");
     assert_eq!((&done["verdict"], &done["tests"][2]["run"]), (&json!("wrong_answer"), &Value::Null));
+    // Where nothing is expected, what fails says by its verdict why the others were skipped.
+    let tests = ["true", "exit 3", "true"].map(|script| json!({ "args": ["-c", script] }));
+    let body = json!({ "image": "host", "run": { "cmd": "sh" }, "tests": tests, "stop_on_failure": true });
+    let done = batch(&daemon, &body);
+    assert_eq!(verdicts(&done), ["none", "runtime_error", "skipped"], "{done:#}");
+    assert_eq!(done["verdict"], "runtime_error");
 }
 
 #[test]

@@ -57,7 +57,8 @@ pub struct CreateBatch {
     pub run: Option<BatchCommand>,
     #[schema(max_items = 5000)]
     pub tests: Vec<TestRequest>,
-    /// The first test that fails, in the order of the list, is the last that counts; later ones are `skipped`.
+    /// The first test that fails, in the order of the list, is the last that counts; later ones are `skipped`. It has
+    /// its verdict also without `expect`, where only what did not end with code 0 fails.
     pub stop_on_failure: Option<bool>,
     /// How many tests go at once. As many as the server has slots if absent, and never more.
     #[schema(minimum = 1, maximum = 1024)]
@@ -95,7 +96,7 @@ pub struct TestRequest {
     /// In place of those of `run`.
     #[schema(max_items = 64)]
     pub outputs: Option<Vec<String>>,
-    /// Without it there is no verdict, only the run.
+    /// Without it there is no verdict, only the run; but for the one because of which `stop_on_failure` skips others.
     pub expect: Option<ExpectRequest>,
 }
 
@@ -195,6 +196,7 @@ impl Parts {
 
     fn check(mut self, around: Around<'_>) -> Result<BatchSpec, Problem> {
         let mut bad = Vec::new();
+        let names_no_image = self.prepared.is_some() && !self.common.contains_key("image");
         let prepared = self.prepared.take().and_then(|id| self.find_prepared(&id, around, &mut bad));
         let mut reader = Reader::new(around, &self.common, bad);
         let ground = match (self.prepare, prepared) {
@@ -228,7 +230,12 @@ impl Parts {
                 stop_on_failure: self.stop_on_failure,
                 parallelism: self.parallelism.and_then(|number| usize::try_from(number).ok()),
             }),
-            _ => Err(Problem::invalid(reader.bad)),
+            _ => {
+                let mut bad = reader.bad;
+                // It would be that of what is prepared.
+                bad.retain(|bad| !(names_no_image && bad.pointer.as_deref() == Some("/image")));
+                Err(Problem::invalid(bad))
+            }
         }
     }
 

@@ -70,6 +70,25 @@ fn a_batch_that_had_not_begun_when_the_server_was_killed_is_begun_by_the_next_on
 }
 
 #[test]
+fn a_batch_that_had_not_begun_and_whose_file_is_gone_with_the_restart_says_which() {
+    let mut daemon = Daemon::builder().host_image().flag("--slots", 1).start();
+    let busy = daemon.run_async(&json!({ "image": "host", "cmd": "sleep", "args": ["600"] }));
+    daemon.wait_for_state(&busy, "running");
+    let file = daemon.request("POST", "/files").body("ok").send().expect(201)["file"].clone();
+    let mut body = scripts(&["cat"]);
+    body["tests"][0]["stdin"] = json!({ "file": file });
+    let path = promised(&daemon, &body);
+    daemon.kill9();
+    std::fs::remove_dir_all(daemon.builder_of().data_dir().join("files")).expect("remove all files");
+    let daemon = daemon.restart();
+    let done = end_of(&daemon, &path);
+    assert_eq!(verdicts(&done), ["internal_error"], "{done:#}");
+    assert_eq!(done["problem"]["type"], "/problems/file-not-found", "{done:#}");
+    let detail = done["problem"]["detail"].as_str().expect("a detail");
+    assert!(detail.contains(file.as_str().expect("an id")) && detail.contains("upload it"), "{detail}");
+}
+
+#[test]
 fn of_a_batch_that_had_begun_what_has_a_result_keeps_it_and_the_rest_is_not_run_again() {
     let mut daemon = Daemon::builder().host_image().flag("--slots", 1).start();
     let mut body = scripts(&["echo ok", "echo no", "sleep 600; echo ok", "echo ok"]);

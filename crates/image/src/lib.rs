@@ -47,6 +47,11 @@ pub fn full_name(reference: &str) -> Option<String> {
     reference::Reference::parse(reference).ok().map(|reference| reference.to_string())
 }
 
+/// The same image by its content, whatever it was called; nothing where that is no reference or no digest.
+pub fn by_digest(reference: &str, digest: &str) -> Option<String> {
+    reference::Reference::parse(reference).ok()?.by_digest(digest).map(|reference| reference.to_string())
+}
+
 pub use credentials::Credential;
 
 pub use config::{Config, Limits, Platform};

@@ -73,6 +73,11 @@ impl Reference {
         })
     }
 
+    /// What has that content in the same repository.
+    pub(crate) fn by_digest(self, digest: &str) -> Option<Self> {
+        is_digest(digest).then(|| Self { tag: None, digest: Some(digest.to_owned()), ..self })
+    }
+
     /// What the registry is asked for.
     pub(crate) fn wanted(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
@@ -156,6 +161,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_image_has_the_same_content_whatever_it_was_called() {
+        let (digest, other) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+        for (text, name) in [
+            ("docker.io/library/alpine:3".into(), "docker.io/library/alpine"),
+            ("127.0.0.1:5000/a/b:latest".into(), "127.0.0.1:5000/a/b"),
+            (format!("quay.io/x/y@{other}"), "quay.io/x/y"),
+        ] {
+            assert_eq!(crate::by_digest(&text, &digest), Some(format!("{name}@{digest}")), "{text}");
+        }
+        assert_eq!((crate::by_digest("a", "sha256:ab"), crate::by_digest("A", &digest)), (None, None));
+    }
 
     #[test]
     fn references_are_what_docker_users_mean() {

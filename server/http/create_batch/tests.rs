@@ -78,6 +78,8 @@ fn every_bad_value_is_named_where_it_was_written() {
         ),
         (json!({"image": "a", "tests": [{"name": "x".repeat(201)}]}), &["/tests/0/name"]),
         (json!({"image": "a", "tests": [], "prepared": "x"}), &["/prepared"]),
+        (json!({"tests": [{}, {"args": 1}], "prepared": "x"}), &["/prepared", "/tests/1/args"]),
+        (json!({"tests": []}), &["/image"]),
         (json!({"image": "a", "tests": [], "prepared": "x", "prepare": {}}), &["/prepared"]),
         (json!({"image": "a", "tests": [], "parallelism": 0}), &["/parallelism"]),
         (json!({"image": "a", "tests": [], "stop_on_failure": 1}), &["/stop_on_failure"]),

@@ -69,11 +69,7 @@ impl PreparedRecord {
 
     /// The image by its content, where a registry may have it.
     fn by_digest(&self) -> Option<String> {
-        let digest = self.digest.as_ref()?;
-        let name = self.reference.split('@').next().unwrap_or_default();
-        let (path, last) = name.rsplit_once('/').unwrap_or(("", name));
-        let last = last.split(':').next().unwrap_or_default();
-        Some(format!("{path}/{last}@{digest}"))
+        image::by_digest(&self.reference, self.digest.as_ref()?)
     }
 }
 
@@ -137,31 +133,4 @@ impl Batches {
 
 fn this_boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_is_found_by_its_content_whatever_it_was_called() {
-        for (reference, by_digest) in [
-            ("docker.io/library/alpine:3", "docker.io/library/alpine@sha256:ab"),
-            ("127.0.0.1:5000/a/b:latest", "127.0.0.1:5000/a/b@sha256:ab"),
-            ("quay.io/x/y@sha256:ab", "quay.io/x/y@sha256:ab"),
-        ] {
-            let record = PreparedRecord {
-                id: PreparedId(uuid::Uuid::nil()),
-                principal: PrincipalName::default(),
-                image: "x".into(),
-                expires: SystemTime::UNIX_EPOCH,
-                layer: String::new(),
-                bytes: 0,
-                reference: reference.into(),
-                digest: Some("sha256:ab".into()),
-                boot: String::new(),
-            };
-            assert_eq!(record.by_digest().as_deref(), Some(by_digest), "{reference}");
-        }
-    }
 }

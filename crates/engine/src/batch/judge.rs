@@ -160,11 +160,14 @@ impl<'a> Tests<'a> {
         }
         let test = &self.spec.tests[number];
         let verdict = verdict(&run, test, &self.work.leases).await;
-        let shown = (test.expect.is_some() || verdict == Verdict::Cancelled).then_some(verdict);
+        let stops = self.spec.stop_on_failure && verdict != Verdict::Accepted;
+        // What stops the others says why.
+        let is_shown = test.expect.is_some() || stops || verdict == Verdict::Cancelled;
+        let shown = is_shown.then_some(verdict);
         let run = self.keep(run);
         self.judged[number] = true;
         self.tell(number, shown, Some(run));
-        if self.spec.stop_on_failure && verdict != Verdict::Accepted {
+        if stops {
             self.stop_at = number;
             for handle in self.handles[number + 1..].iter().flatten() {
                 handle.cancel();

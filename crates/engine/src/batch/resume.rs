@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use run::{Outcome, Verdict};
+use run::{Outcome, Problem, Verdict};
 
 use super::drive::Work;
 use super::found_again::Finding;
 use super::record::verdict_of_prepare;
 use super::{Batch, BatchError, BatchEvent, BatchSpec, BatchState, Batches, Test, interrupted};
+use crate::SubmitError;
+use crate::execute::problem;
 use crate::store::{BatchResult, FinishedBatch, StoreError, UnfinishedBatch};
 
 const DIED: &str = "the server died before the batch had ended";
@@ -23,7 +25,7 @@ impl Batches {
         for unfinished in all {
             let finding = unfinished.ground.as_ref().and_then(|ground| findings.get(&ground.id).cloned());
             if unfinished.begun {
-                ended.push(end(unfinished, DIED));
+                ended.push(end(unfinished, &interrupted(DIED)));
             } else if let Err((unfinished, why)) = self.take_up(unfinished, finding) {
                 ended.push(end(*unfinished, &why));
             }
@@ -41,14 +43,11 @@ impl Batches {
         &self,
         unfinished: UnfinishedBatch,
         finding: Option<Finding>,
-    ) -> Result<(), (Box<UnfinishedBatch>, String)> {
+    ) -> Result<(), (Box<UnfinishedBatch>, Problem)> {
         let seat = self.inner.engine.sit_again(&unfinished.spec.principal);
         let held = match self.hold(&unfinished.spec, seat) {
             Ok(held) => held,
-            Err(BatchError::Submit(error)) => {
-                return Err((Box::new(unfinished), format!("{error} any more")));
-            }
-            Err(BatchError::Files(error)) => return Err((Box::new(unfinished), error.to_string())),
+            Err(error) => return Err((Box::new(unfinished), unable(&error))),
         };
         let UnfinishedBatch { batch, spec, .. } = unfinished;
         let live = self.enlist(batch, true);
@@ -58,8 +57,20 @@ impl Batches {
     }
 }
 
+/// Why nothing of a batch was run that an earlier server could have run.
+fn unable(error: &BatchError) -> Problem {
+    match error {
+        BatchError::Submit(SubmitError::NoSuchFile { .. }) => {
+            let detail = format!("{error} any more since the server was restarted, and nothing was run");
+            problem("file-not-found", format!("{detail}; upload it and send the batch again"))
+        }
+        BatchError::Submit(_) => interrupted(&error.to_string()),
+        BatchError::Files(_) => problem("files-full", format!("{error}; since a restart there is less room")),
+    }
+}
+
 /// The batch as it stands with the results that it has, and the tests that have none.
-fn end(unfinished: UnfinishedBatch, why: &str) -> (FinishedBatch, Vec<usize>) {
+fn end(unfinished: UnfinishedBatch, why: &Problem) -> (FinishedBatch, Vec<usize>) {
     let UnfinishedBatch { mut batch, spec, results, .. } = unfinished;
     let mut events = vec![BatchEvent::State(batch.state)];
     for BatchResult { test, event, result } in results {
@@ -76,7 +87,7 @@ fn end(unfinished: UnfinishedBatch, why: &str) -> (FinishedBatch, Vec<usize>) {
             Some(verdict) => verdict,
             None if *number > stop_at => Verdict::Skipped,
             None => {
-                batch.problem = Some(interrupted(why));
+                batch.problem = Some(why.clone());
                 Verdict::InternalError
             }
         };
@@ -156,7 +167,7 @@ mod tests {
         ] {
             let mut unfinished = unfinished(4, stops);
             unfinished.results = vec![result(2, 3, second)];
-            let (finished, without) = end(unfinished, "x");
+            let (finished, without) = end(unfinished, &interrupted("x"));
             assert_eq!(verdicts(&finished.batch), expected, "{stops} {second:?}");
             assert_eq!((finished.batch.verdict, without), (Some(whole), vec![0, 1, 3]));
             assert!(finished.batch.problem.is_some());
@@ -170,7 +181,7 @@ mod tests {
     fn nothing_is_interrupted_where_every_test_had_ended() {
         let mut unfinished = unfinished(1, false);
         unfinished.results = vec![result(0, 1, Verdict::Accepted)];
-        let (finished, without) = end(unfinished, "x");
+        let (finished, without) = end(unfinished, &interrupted("x"));
         assert_eq!((finished.batch.verdict, without), (Some(Verdict::Accepted), Vec::new()));
         assert!(finished.batch.problem.is_none());
     }
