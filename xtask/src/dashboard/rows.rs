@@ -70,7 +70,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { title: "5 Saturation", panels: SATURATION },
     Row { title: "6 Queue and admission", panels: QUEUE },
     Row { title: "7 Images", panels: IMAGES },
-    Row { title: "8 Leaks", panels: LEAKS },
+    Row { title: "8 Leaks and losses", panels: LEAKS },
 ];
 
 const OVERVIEW: &[Panel] = &[
@@ -424,5 +424,11 @@ const LEAKS: &[Panel] = &[
             ("sum by (instance) (sandglass_mounts_live{@})", "{{instance}} mounts"),
             ("sum by (instance) (sandglass_orphans_reaped_total{@})", "{{instance}} orphans"),
         ],
+    ),
+    lines(
+        "Lines of the log that were lost",
+        "short",
+        "In five minutes, because nobody read them in time; of the audit, or others.",
+        &[("sum by (kind) (increase(sandglass_log_lines_dropped_total{@}[5m]))", "{{kind}}")],
     ),
 ];
