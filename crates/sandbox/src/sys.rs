@@ -466,6 +466,12 @@ pub(crate) fn prctl(option: libc::c_int, a: u64, b: u64) -> Result<libc::c_int> 
     Errno::result(unsafe { libc::prctl(option, a, b, 0, 0) })
 }
 
+/// Lets others have the processors first. Where that is refused, it only takes longer.
+pub(crate) fn step_back(niceness: u8) {
+    // SAFETY: the call takes numbers and touches no memory of ours.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness.into()) };
+}
+
 /// What this process is called in the machine's list. It is for people only, so failing is no matter.
 pub(crate) fn set_name(name: &CStr) {
     // SAFETY: the kernel reads at most 16 bytes and stops at the end of the string, which outlives the call.
