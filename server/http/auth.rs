@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use run::{Principal, PrincipalName, RunId, Scope};
+use engine::batch::BatchId;
+use run::{FileId, Principal, PrincipalName, RunId, Scope};
 
 use super::App;
 use super::layers::RequestId;
@@ -159,18 +161,23 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Which run a reply is about: for the audit.
+/// What a reply is about: for the audit.
 #[derive(Clone, Copy, Debug)]
-pub struct AboutRun(pub RunId);
+pub enum About {
+    Run(RunId),
+    Batch(BatchId),
+    File(FileId),
+}
 
 /// The line about a call that may have changed something, or has taken everything away. It is written however the call ends.
 struct Audit {
     caller: Caller,
     method: Method,
+    /// With the query: that of a purge says so.
     path: String,
     request_id: String,
     status: Option<u16>,
-    run: Option<RunId>,
+    about: Option<About>,
 }
 
 impl Audit {
@@ -184,23 +191,29 @@ impl Audit {
         Some(Self {
             caller: caller.clone(),
             method: method.clone(),
-            path: request.uri().path().to_owned(),
+            path: request.uri().path_and_query().map_or("", PathAndQuery::as_str).to_owned(),
             request_id: request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default(),
             status: None,
-            run: None,
+            about: None,
         })
     }
 
     fn end(mut self, reply: &Response) {
         self.status = Some(reply.status().as_u16());
         let extensions = reply.extensions();
-        let of_problem = || extensions.get::<Problem>()?.run_id;
-        self.run = extensions.get::<AboutRun>().map(|about| about.0).or_else(of_problem);
+        let of_problem = || extensions.get::<Problem>()?.run_id.map(About::Run);
+        self.about = extensions.get::<About>().copied().or_else(of_problem);
     }
 }
 
 impl Drop for Audit {
     fn drop(&mut self) {
+        let (run, batch, file) = match self.about {
+            Some(About::Run(id)) => (Some(id.to_string()), None, None),
+            Some(About::Batch(id)) => (None, Some(id.to_string()), None),
+            Some(About::File(id)) => (None, None, Some(id.to_string())),
+            None => (None, None, None),
+        };
         tracing::info!(
             target: crate::log::AUDIT,
             principal = %self.caller.principal.name,
@@ -209,7 +222,9 @@ impl Drop for Audit {
             path = %self.path,
             // Absent where the client went away before there was one.
             status = self.status,
-            run.id = self.run.map(|id| id.to_string()),
+            run.id = run,
+            batch.id = batch,
+            file = file,
             request.id = %self.request_id,
             "{} {} {}", self.caller.principal.name, self.method, self.path
         );

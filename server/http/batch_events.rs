@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -13,7 +14,7 @@ use futures_util::stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::auth::Caller;
+use super::auth::{About, Caller};
 use super::batch_reply::{BatchReply, BatchStateName, TestReply};
 use super::batches::find;
 use super::events::ServerSentEvent;
@@ -83,6 +84,7 @@ pub struct TestSaid<'a> {
 
 /// Made only when the connection has room for it. Hanging up before the end drops `leaving`.
 pub(super) fn follow(handle: BatchHandle, first: usize, leaving: Option<CancelBatchOnDrop>) -> Response {
+    let about = About::Batch(handle.id());
     let lines =
         stream::unfold(
             (handle, first, leaving),
@@ -109,7 +111,7 @@ pub(super) fn follow(handle: BatchHandle, first: usize, leaving: Option<CancelBa
         // For proxies that would collect an answer before they pass it on.
         (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    (headers, Body::from_stream(lines)).into_response()
+    (Extension(about), headers, Body::from_stream(lines)).into_response()
 }
 
 fn say(handle: &BatchHandle, number: usize, event: BatchEvent) -> String {

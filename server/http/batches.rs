@@ -10,7 +10,7 @@ use engine::batch::{Batch, BatchHandle, BatchId, BatchSpec, BatchState, Prepared
 use run::Verdict;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::auth::Caller;
+use super::auth::{About, Caller};
 use super::batch_events;
 use super::batch_reply::{BatchListReply, BatchReply, BatchStateName, ListedReply};
 use super::body::JsonBody;
@@ -120,7 +120,7 @@ fn answer(app: &App, batch: &Batch, prefer: Prefer) -> Result<Response, Problem>
 }
 
 fn accepted(batch: &Batch) -> Response {
-    let mut reply = (StatusCode::ACCEPTED, Json(BatchReply::from(batch))).into_response();
+    let mut reply = reply_of(StatusCode::ACCEPTED, batch);
     let location = HeaderValue::try_from(format!("/batches/{}", batch.id));
     reply.headers_mut().extend(location.ok().map(|path| (header::LOCATION, path)));
     reply
@@ -129,7 +129,7 @@ fn accepted(batch: &Batch) -> Response {
 /// What a client hears that waited for the end: the batch, or the problem if there is no verdict about any program.
 fn finished(batch: &Batch) -> Result<Response, Problem> {
     match batch.no_verdict() {
-        None => Ok(Json(BatchReply::from(batch)).into_response()),
+        None => Ok(show(batch)),
         Some((problem, run)) => Err(reply::about(problem, run)),
     }
 }
@@ -171,7 +171,13 @@ pub(super) async fn find(app: &App, caller: &Caller, id: &str) -> Result<BatchHa
 }
 
 fn show(batch: &Batch) -> Response {
-    Json(BatchReply::from(batch)).into_response()
+    reply_of(StatusCode::OK, batch)
+}
+
+fn reply_of(status: StatusCode, batch: &Batch) -> Response {
+    let mut reply = (status, Json(BatchReply::from(batch))).into_response();
+    reply.extensions_mut().insert(About::Batch(batch.id));
+    reply
 }
 
 /// Shows one batch, in whatever state; with `Prefer: wait=N` as soon as it has ended, or after N seconds.

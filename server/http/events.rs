@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -17,6 +18,7 @@ use futures_util::stream;
 use run::{OutputEncoding, Run, RunId, RunState, Stream};
 use serde::Serialize;
 
+use super::auth::About;
 use super::pieces::{self, PIECE_BYTES, RunJson};
 use super::problem::{self, BadValue, Document, Problem};
 use super::query::{NoQuery, RunPath};
@@ -214,6 +216,7 @@ impl Follower {
     }
 
     fn reply(self) -> Response {
+        let about = About::Run(self.watcher.run().id);
         let lines = stream::unfold(self, async |mut follower| {
             let bytes = follower.next().await?;
             Some((Ok::<_, Infallible>(bytes), follower))
@@ -224,7 +227,7 @@ impl Follower {
             // For proxies that would collect an answer before they pass it on.
             (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
         ];
-        (headers, Body::from_stream(lines)).into_response()
+        (Extension(about), headers, Body::from_stream(lines)).into_response()
     }
 
     /// The next bytes of the stream; `None` at its end.

@@ -19,7 +19,7 @@ use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
 
 use super::App;
-use super::auth::Caller;
+use super::auth::{About, Caller};
 use super::content::StoredLength;
 use super::problem::{self, Document, Problem};
 use super::query::{NoQuery, PathText};
@@ -93,6 +93,7 @@ pub async fn upload(
     let location = HeaderValue::try_from(format!("/files/{}", info.id));
     let mut reply = (StatusCode::CREATED, Json(FileReply::from(info))).into_response();
     reply.headers_mut().extend(location.ok().map(|path| (header::LOCATION, path)));
+    reply.extensions_mut().insert(About::File(info.id));
     Ok(reply)
 }
 

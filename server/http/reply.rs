@@ -21,7 +21,7 @@ use run::{
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use super::auth::AboutRun;
+use super::auth::About;
 use super::pieces::RunJson;
 use super::problem::Problem;
 
@@ -279,7 +279,7 @@ pub fn run(status: StatusCode, found: &Found) -> Response {
         Err(detail) => return super::problem::INTERNAL_ERROR.detail(detail).into_response(),
     };
     let mut reply = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
-    reply.extensions_mut().insert(AboutRun(run.id));
+    reply.extensions_mut().insert(About::Run(run.id));
     if let Some(timings) = server_timing(&run.timings) {
         reply.headers_mut().insert("server-timing", timings);
     }

@@ -21,6 +21,39 @@ fn post(daemon: &Daemon, key: &str, body: &Value) -> Response {
     daemon.request("POST", "/runs").key(key).json(body).send()
 }
 
+/// Whoever reads the audit later wants to know what became of the call.
+#[test]
+fn the_audit_names_the_run_the_batch_or_the_file_that_a_call_was_about() {
+    let builder = Daemon::builder().host_image();
+    let alice = builder.key(&["alice"]);
+    let daemon = builder.start();
+    let request = |method: &str, path: &str| daemon.request(method, path).key(&alice);
+    let batch = json!({ "image": "host", "run": { "cmd": "true" }, "tests": [{}] });
+    let waited = request("POST", "/batches").json(&batch).send().expect(200)["id"].clone();
+    let begun = request("POST", "/batches").header("Prefer", "respond-async").json(&batch).send();
+    let begun = begun.expect(202)["id"].clone();
+    let file = request("POST", "/files").body("x").send().expect(201)["file"].clone();
+    let events = request("POST", "/runs").header("Accept", "text/event-stream").json(&sh("true")).send();
+    assert_eq!(events.status, 200);
+    let followed = get(&daemon, &alice, "/runs?limit=1").expect(200)["runs"][0]["id"].clone();
+    let run = post(&daemon, &alice, &sh("true")).expect(200)["id"].clone();
+    let text = |id: &Value| id.as_str().expect("an id").to_owned();
+    let purge = format!("/runs/{}?purge=true", text(&run));
+    request("DELETE", &purge).send().expect(200);
+    daemon.wait_for_log("purge=true");
+    let log = daemon.log();
+    let audit = |call: &str, id: &str| {
+        let lines = log.lines().filter(|line| line.contains("audit") && line.contains(call));
+        assert_eq!(lines.filter(|line| line.contains(id)).count(), 1, "{call} {id}: {log}");
+    };
+    audit("alice POST /batches", &format!("batch.id=\"{}\"", text(&waited)));
+    audit("alice POST /batches", &format!("batch.id=\"{}\"", text(&begun)));
+    audit("alice POST /files", &format!("file=\"{}\"", text(&file)));
+    audit("alice POST /runs", &format!("run.id=\"{}\"", text(&followed)));
+    audit("alice POST /runs", &format!("run.id=\"{}\"", text(&run)));
+    audit(&format!("alice DELETE {purge}"), &format!("run.id=\"{}\"", text(&run)));
+}
+
 #[test]
 fn a_key_lets_in_and_nothing_else_does() {
     let builder = Daemon::builder().host_image();
