@@ -181,6 +181,17 @@ os.kill(pid, 9)"#,
         &["EPERM"],
     ),
     attack(
+        "S-21",
+        "limits and scheduling of PID 1",
+        r#"
+# One second of the processor is soon used up by who has orphans to reap, and without PID 1 nobody says how a run ends.
+limit, mask = struct.pack("QQ", 1, 1), struct.pack("Q", 1)
+print(same([call(302, 1, resource, limit, 0) for resource in range(16)] + [call(302, 1, 7, 0, bytes(16))] +
+    [call(141, 0, 1, 19), call(144, 1, 5, bytes(4)), call(203, 1, 8, mask), call(251, 1, 1, 3 << 13)]),
+    same(call(302, pid, 7, 0, bytes(16)) for pid in (0, os.getpid())))"#,
+        &["EPERM 0"],
+    ),
+    attack(
         "S-17",
         "adopting orphans to keep them",
         r#"

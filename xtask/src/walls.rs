@@ -69,6 +69,7 @@ const REMOVALS: &[(&str, &str, &str)] = &[
     // What works on what strangers have made.
     ("init_descriptors", "security", "init_holds"),
     ("init_apart", "security", "init_stays"),
+    ("init_user", "security", "processes::"),
     ("jail_descriptors", "security", "who_unpacks"),
     ("jail_capabilities", "security", "who_unpacks"),
     ("jail_filter", "security", "who_unpacks"),

@@ -119,7 +119,7 @@ fn live(outline: &Outline, id_width: u32, sync: BorrowedFd<'_>, launch: OwnedFd)
     if packet::receive::<()>(sync).at("wait for ids")?.is_none() {
         return Ok(());
     }
-    let early = enter_namespaces(outline)?;
+    let early = enter_namespaces(outline, id_width)?;
     let Some(parts) = receive(sync).at("receive mounts")? else { return Ok(()) };
     enter(outline, early, &parts)?;
     drop(parts);
@@ -198,9 +198,9 @@ fn receive(sync: BorrowedFd<'_>) -> io::Result<Option<Parts>> {
 
 /// From a fresh clone to a process that is alone with itself. The order is the argument: no mount is
 /// made before mounts are private, and no name of the image is looked at before the host's root is gone.
-fn enter_namespaces(outline: &Outline) -> Result<Early, Failure> {
+fn enter_namespaces(outline: &Outline, id_width: u32) -> Result<Early, Failure> {
     setsid().at("new session")?;
-    become_root().at("become root of the user namespace")?;
+    become_root(id_width).at("become root of the user namespace")?;
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).at("die with the keeper")?;
     let stands = |wall| outline.stands(wall);
     if stands("dumpable") {
@@ -245,11 +245,14 @@ fn enter(outline: &Outline, early: Early, parts: &Parts) -> Result<(), Failure> 
     Ok(())
 }
 
-fn become_root() -> nix::Result<()> {
+/// The saved user is another: who wants to set limits of a process, or trace it, must be all of its three, and a
+/// program that is root in here would be.
+fn become_root(id_width: u32) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    let other = Uid::from_raw(if id_width > 1 && walls::stands("init_user") { 1 } else { 0 });
     setresgid(gid, gid, gid)?;
     setgroups(&[])?;
-    setresuid(uid, uid, uid)
+    setresuid(uid, uid, other)
 }
 
 fn enter_root(root: BorrowedFd<'_>, pivot: bool) -> Result<(), Failure> {
