@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use run::PrincipalName;
@@ -32,6 +33,8 @@ pub(crate) struct Fresh {
     /// It must not go while somebody counts on it.
     _hold: Hold,
     _permit: Option<OwnedSemaphorePermit>,
+    /// When its unpacking was begun, or a moment before.
+    begun: Instant,
 }
 
 enum Stage {
@@ -96,6 +99,7 @@ impl Pull {
         name: &str,
         kept: KeptLayer,
         commit: Box<dyn Commit>,
+        begun: Instant,
     ) -> Result<Arc<Fresh>, ImageError> {
         let puller = &self.puller;
         let permit = Arc::clone(&puller.may_wait).try_acquire_owned().ok();
@@ -107,6 +111,7 @@ impl Pull {
             stage: Mutex::new(Stage::Waiting(commit)),
             _hold: puller.shelf.hold(vec![name.to_owned()]),
             _permit: permit,
+            begun,
         });
         puller.waiting.insert(&fresh);
         if is_one_too_many {
@@ -168,10 +173,12 @@ impl Pull {
                 twice.push((name, shown_to));
             } else {
                 layers.push((name, KeptLayer { shown_to, ..layer.kept.clone() }));
-                commits.push(commit);
+                commits.push((layer.begun, commit));
             }
         }
         self.show(twice).await?;
+        commits.sort_by_key(|(begun, _)| std::cmp::Reverse(*begun));
+        let commits = commits.into_iter().map(|(_, commit)| commit).collect();
         let is_ours: Vec<String> = layers.iter().map(|(name, _)| name.clone()).collect();
         let result = self.keep_layers(layers, commits).await;
         if let Err(error) = &result {
@@ -181,6 +188,8 @@ impl Pull {
         result
     }
 
+    /// With the commit of the layer last that was begun first.
+    ///
     /// The order is the argument: no name before its tree is durable, no record before its name is.
     async fn keep_layers(
         &self,

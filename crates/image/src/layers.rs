@@ -202,7 +202,7 @@ impl Pull {
             special_dirs: report.special_dirs,
             shown_to: ShownTo::one(self.view.owner.as_ref()),
         };
-        self.set_aside(&layer.name, kept, commit).await.map(Had::fresh)
+        self.set_aside(&layer.name, kept, commit, begun).await.map(Had::fresh)
     }
 
     /// Nothing is kept before the commit.

@@ -73,7 +73,8 @@ impl std::fmt::Debug for Unpacked {
 }
 
 /// What becomes of layers that are unpacked. Of those that are kept together, one is asked to sync, then
-/// all but that one are named, and it is committed last.
+/// all but that one are named, and it is committed last. The one that was begun first: what the disk could not write
+/// since then it is told.
 pub trait Commit: Send {
     /// Makes all layers durable that have been unpacked by now, the others as well as this one.
     fn sync(&mut self) -> BoxFuture<'_, io::Result<()>>;

@@ -105,8 +105,12 @@ pub(crate) fn unpack(
 ) -> i32 {
     let name = format!("{}-{layer}", std::process::id());
     let control = control.as_fd();
-    let kept = unpack_layer(ground, control, input, layer, &name, job, unpack)
-        .and_then(|()| keep(ground, control, &name, layer));
+    // One of its own, opened before anything is written: the kernel tells of what it could not write once to each.
+    let layers = dir::open_dir_beneath(&ground.layers, ".", OFlag::O_RDONLY).at("open layers");
+    let kept = layers.and_then(|layers| {
+        unpack_layer(ground, control, input, layer, &name, job, unpack)
+            .and_then(|()| keep(ground, &layers, control, &name, layer))
+    });
     match kept {
         Ok(()) => {
             let _ = packet::send(control, &Event::Committed, &[]);
@@ -184,11 +188,17 @@ fn in_jail(
 
 /// Waits for whoever decides about the layer. Layers of one image wait for each other, and one of them
 /// is asked to sync for all.
-fn keep(ground: &Ground, control: BorrowedFd<'_>, name: &str, layer: &str) -> Result<(), Failure> {
+fn keep(
+    ground: &Ground,
+    layers: &OwnedFd,
+    control: BorrowedFd<'_>,
+    name: &str,
+    layer: &str,
+) -> Result<(), Failure> {
     loop {
         match packet::receive::<Order>(control).at("wait for commit")? {
             Some((Order::Sync, _)) => {
-                nix::unistd::syncfs(&ground.layers).at("sync layers")?;
+                nix::unistd::syncfs(layers).at("sync layers")?;
                 packet::send(control, &Event::Synced, &[]).at("report layers")?;
             }
             Some((Order::Name, _)) => return store::name(&ground.layers, name, layer).at("name layer"),

@@ -90,6 +90,18 @@ async fn what_is_pinned_or_in_use_stays_however_full_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_layer_that_was_begun_first_syncs_for_all() {
+    as_root!();
+    let layers: Vec<_> = (0..5).map(|at| layer(&[("x", &noise(1000 * (5 - at) + 7))])).collect();
+    let fake = Fake::honest(made(&layers)).await;
+    let home = Home::new(&[&fake.host]);
+    let images = home.open().await;
+    drop(get(&images, &fake, "x").await);
+    // What the disk can't write it says to those who were there before it was written.
+    assert_eq!(*home.store.synced.lock().unwrap(), [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_that_images_share_are_counted_once_and_told_apart() {
     as_root!();
     let base = layer(&[("base", &noise(1 << 20))]);

@@ -329,6 +329,8 @@ pub(crate) struct Folder {
     pub(crate) opaque: Arc<Mutex<Vec<String>>>,
     /// How many layers were begun.
     pub(crate) begun: Arc<AtomicU64>,
+    /// Who was asked to sync, by when it was begun: 0 is the first.
+    pub(crate) synced: Arc<Mutex<Vec<u64>>>,
     /// How far each layer's unpacker was to step back.
     pub(crate) niceness: Arc<Mutex<BTreeMap<String, u8>>>,
 }
@@ -359,7 +361,9 @@ impl LayerStore for Folder {
                 let _ = reader.read(&mut []);
             });
             let place = Place { aside, home: self.path.join(layer), kept: false };
-            Ok(Box::new(Writing { writer: Some(writer), report, place }) as Box<dyn Unpacking>)
+            let synced = Arc::clone(&self.synced);
+            let keep = Keep { place, number, synced };
+            Ok(Box::new(Writing { writer: Some(writer), report, keep }) as Box<dyn Unpacking>)
         })
     }
 
@@ -419,7 +423,7 @@ impl Drop for Place {
 struct Writing {
     writer: Option<io::PipeWriter>,
     report: tokio::sync::oneshot::Receiver<String>,
-    place: Place,
+    keep: Keep,
 }
 
 impl Unpacking for Writing {
@@ -437,15 +441,20 @@ impl Unpacking for Writing {
         Box::pin(async move {
             drop(self.writer.take());
             let report = self.report.await.map_err(io::Error::other)?;
-            Ok(Unpacked { report, commit: Box::new(Keep(self.place)) })
+            Ok(Unpacked { report, commit: Box::new(self.keep) })
         })
     }
 }
 
-struct Keep(Place);
+struct Keep {
+    place: Place,
+    number: u64,
+    synced: Arc<Mutex<Vec<u64>>>,
+}
 
 impl Commit for Keep {
     fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        self.synced.lock().unwrap().push(self.number);
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -456,11 +465,11 @@ impl Commit for Keep {
     fn name(mut self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
         Box::pin(async move {
             // A layer that is there already is as good.
-            if self.0.home.exists() {
+            if self.place.home.exists() {
                 return Ok(());
             }
-            self.0.kept = true;
-            fs::rename(&self.0.aside, &self.0.home)
+            self.place.kept = true;
+            fs::rename(&self.place.aside, &self.place.home)
         })
     }
 }
