@@ -85,6 +85,12 @@ pub(crate) fn drive(mode: Mode, mut client: impl FnMut() -> Result<Box<dyn Clien
     Ok(Sample { latencies_us, wall_us: (ended - began).as_micros() as u64 })
 }
 
+/// One client, in this very thread.
+pub(crate) fn alone(mode: Mode, client: &mut dyn Client) -> Result<Sample> {
+    let Worked { latencies_us, began, ended } = work(mode, 0, client)?;
+    Ok(Sample { latencies_us, wall_us: (ended - began).as_micros() as u64 })
+}
+
 /// What one client has done.
 struct Worked {
     latencies_us: Vec<u64>,

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use support::{Finished, Value, json, target, tool};
 
-use crate::load::{self, Mode, Sample};
+use crate::load::{self, Mode};
 use crate::subjects::{Subject, floor_a::FloorA, sandglass};
 use crate::workbench::{PROGRAMS, Workbench};
 
@@ -22,8 +22,8 @@ pub(crate) const WORD: &str = "client";
 const RUNS: Mode = Mode::Paced { every_us: 10_000, runs: 200, time_ms: 10_000 };
 
 /// What is recorded: who wakes whom, who becomes a program, who ends, and when the client sends a request.
-const EVENTS: &str = "sched:sched_wakeup,sched:sched_wakeup_new,sched:sched_process_exec,\
-                      sched:sched_process_exit,syscalls:sys_enter_sendto";
+const EVENTS: &str =
+    "sched:sched_waking,sched:sched_process_exec,sched:sched_process_exit,syscalls:sys_enter_sendto";
 
 pub(crate) fn record(output: &str) -> Result<()> {
     let workbench = Workbench::prepare()?;
@@ -57,7 +57,8 @@ pub(crate) fn record(output: &str) -> Result<()> {
 pub(crate) fn main(address: &str, request: &str) -> Result<()> {
     let address: SocketAddr = address.parse().context("read an address")?;
     let request: Value = serde_json::from_str(request).context("read a request")?;
-    let sample: Sample = load::drive(RUNS, || Ok(Box::new(sandglass::Http::new(address, &request)?) as _))?;
+    // The process and the thread that asks are one, which is how it is found among the events.
+    let sample = load::alone(RUNS, &mut sandglass::Http::new(address, &request)?)?;
     println!("{}", json!({ "client": std::process::id(), "sample": sample }));
     Ok(())
 }

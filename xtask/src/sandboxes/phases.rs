@@ -99,7 +99,7 @@ impl<'a> Event<'a> {
         let (seconds, nanoseconds) = at.split_once('.')?;
         let field = |name: &str| fields.split_once(name)?.1.split(" pid=").next();
         let what = match event.split_once(':')?.1 {
-            "sched_wakeup" | "sched_wakeup_new" => {
+            "sched_waking" => {
                 let pid = fields.split_once(" pid=")?.1.split(' ').next()?.parse().ok()?;
                 What::Wakes { pid, name: field("comm=")? }
             }
@@ -156,14 +156,14 @@ mod tests {
 
     const RUN: &str = "\
     7 10.000001000: syscalls:sys_enter_sendto: fd: 0x00000003, buff: 0x7f, len: 0x91
-    0 10.000002000: sched:sched_wakeup: comm=rcu_preempt pid=15 prio=120 target_cpu=000
-   30 10.000011000: sched:sched_wakeup: comm=prepared pid=40 prio=120 target_cpu=001
-   40 10.000031000: sched:sched_wakeup: comm=prepared pid=42 prio=120 target_cpu=001
+    0 10.000002000: sched:sched_waking: comm=rcu_preempt pid=15 prio=120 target_cpu=000
+   30 10.000011000: sched:sched_waking: comm=prepared pid=40 prio=120 target_cpu=001
+   40 10.000031000: sched:sched_waking: comm=prepared pid=42 prio=120 target_cpu=001
    42 10.000061000: sched:sched_process_exec: filename=/bin/nothing pid=42 old_pid=42
    42 10.000101000: sched:sched_process_exit: comm=nothing pid=42 prio=120
-   41 10.000151000: sched:sched_wakeup: comm=keeper pid=40 prio=120 target_cpu=000
-   40 10.000211000: sched:sched_wakeup: comm=tokio-rt-worker pid=30 prio=120 target_cpu=000
-   30 10.000281000: sched:sched_wakeup: comm=sandboxes-12ab pid=7 prio=120 target_cpu=000
+   41 10.000151000: sched:sched_waking: comm=keeper pid=40 prio=120 target_cpu=000
+   40 10.000211000: sched:sched_waking: comm=tokio-rt-worker pid=30 prio=120 target_cpu=000
+   30 10.000281000: sched:sched_waking: comm=sandboxes-12ab pid=7 prio=120 target_cpu=000
 ";
 
     fn followed(text: &str) -> Vec<[u64; PHASES.len()]> {
