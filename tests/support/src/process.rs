@@ -12,6 +12,9 @@ use nix::unistd::Pid;
 
 use crate::{scaled, within};
 
+/// How long the last lines of a program may take after its end, where somebody else still holds its pipe.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// A running program, both of whose outputs are collected line by line.
 #[derive(Debug)]
 pub struct Process {
@@ -109,7 +112,9 @@ impl Process {
     pub fn wait(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         let (patience, child) = (self.patience, &mut self.child);
-        within(patience, &what, || child.try_wait().expect("wait for a child"))
+        let status = within(patience, &what, || child.try_wait().expect("wait for a child"));
+        self.log.wait_for_end(LAST_WORDS);
+        status
     }
 
     /// Ends it as an operator would.
@@ -163,5 +168,11 @@ impl Log {
     fn end(&self) {
         self.lock().ended = true;
         self.news.notify_all();
+    }
+
+    /// What a program said last comes through a pipe and so may come after its end. A child that outlives it may hold
+    /// the pipe open for longer than anybody wants to wait.
+    fn wait_for_end(&self, bound: Duration) {
+        let _ = self.news.wait_timeout_while(self.lock(), bound, |state| !state.ended);
     }
 }
