@@ -1,8 +1,10 @@
 //! Which images and layers are here and who needs them. A layer goes when no image names it and
 //! nobody holds it; everything that decides this happens under one lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
+mod hold;
+mod state;
+
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,8 +13,10 @@ use run::PrincipalName;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+pub(crate) use self::hold::{Hold, Taken};
+pub(crate) use self::state::State;
+use self::state::{add_one, info};
 use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
-use crate::lease::Guard;
 use crate::view::ShownTo;
 use crate::{Budget, ImageError, ImageInfo, LayerStore};
 
@@ -32,88 +36,6 @@ pub(crate) struct Shelf {
     removed: Notify,
     /// Leases are dropped anywhere; layers are removed here.
     runtime: Handle,
-}
-
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) images: BTreeMap<String, ImageRecord>,
-    pub(crate) layers: HashMap<String, KeptLayer>,
-    /// How many images name each layer.
-    pub(crate) named: HashMap<String, usize>,
-    /// How many hold each layer.
-    pub(crate) held: HashMap<String, usize>,
-    /// How many hold each image.
-    pub(crate) leased: HashMap<String, usize>,
-    /// Layers on their way out: they must be gone before they may come back.
-    leaving: HashSet<String>,
-    /// Bytes of files that nobody can find any more and that are being deleted.
-    pub(crate) deleting_bytes: u64,
-    /// How many files that are.
-    pub(crate) deleting_inodes: u64,
-}
-
-impl State {
-    /// Puts an image under its name; what had the name before comes back.
-    fn insert(&mut self, image: ImageRecord) -> Option<ImageRecord> {
-        image.layers.iter().for_each(|layer| add_one(&mut self.named, layer));
-        let before = self.images.insert(image.key(), image)?;
-        before.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
-        Some(before)
-    }
-
-    /// What all layers take of the disk, each counted once.
-    pub(crate) fn weight(&self) -> u64 {
-        self.layers.values().map(KeptLayer::weight).sum()
-    }
-
-    fn remove(&mut self, key: &str) -> Option<ImageRecord> {
-        let image = self.images.remove(key)?;
-        image.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
-        Some(image)
-    }
-}
-
-fn add_one(counts: &mut HashMap<String, usize>, layer: &str) {
-    *counts.entry(layer.to_owned()).or_default() += 1;
-}
-
-fn take_one(counts: &mut HashMap<String, usize>, layer: &str) {
-    if let Some(count) = counts.get_mut(layer) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(layer);
-        }
-    }
-}
-
-/// An image in somebody's hands.
-pub(crate) struct Taken {
-    pub(crate) record: ImageRecord,
-    pub(crate) hold: Hold,
-}
-
-/// Keeps layers from being removed, and an image from being collected.
-pub(crate) struct Hold {
-    shelf: Arc<Shelf>,
-    layers: Vec<String>,
-    image: Option<String>,
-}
-
-impl Guard for Hold {}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Hold").field(&self.layers).finish()
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut state = self.shelf.lock();
-        self.layers.iter().for_each(|layer| take_one(&mut state.held, layer));
-        self.image.iter().for_each(|image| take_one(&mut state.leased, image));
-        self.shelf.sweep(&mut state, &self.layers);
-    }
 }
 
 impl Shelf {
@@ -443,27 +365,6 @@ async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
         state.deleting_inodes -= inodes;
     }
     shelf.removed.notify_waiters();
-}
-
-fn info(image: &ImageRecord, state: &State) -> ImageInfo {
-    let layers = || image.layers.iter().filter_map(|name| Some((name, state.layers.get(name)?)));
-    let own = layers().filter(|(name, _)| state.named.get(*name) == Some(&1));
-    ImageInfo {
-        own_bytes: own.map(|(_, layer)| layer.bytes).sum(),
-        disk_bytes: layers().map(|(_, layer)| layer.weight()).sum(),
-        resolved_at: image.resolved_at,
-        pinned: image.pinned,
-        reference: image.reference.clone(),
-        digest: image.digest.clone(),
-        platform: image.platform.clone(),
-        layers: image.layers.len(),
-        compressed_bytes: image.compressed_bytes,
-        bytes: image.bytes,
-        pulled_at: image.pulled_at,
-        last_used_at: image.last_used_at,
-        owner: image.owner.clone(),
-        in_use: state.leased.contains_key(&image.key()),
-    }
 }
 
 /// Stands for a layer whose tree may be there or not.

@@ -1,0 +1,80 @@
+//! The books: which images and layers there are, and how many need each of them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::ImageInfo;
+use crate::disk::{ImageRecord, KeptLayer};
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<String, ImageRecord>,
+    pub(crate) layers: HashMap<String, KeptLayer>,
+    /// How many images name each layer.
+    pub(crate) named: HashMap<String, usize>,
+    /// How many hold each layer.
+    pub(crate) held: HashMap<String, usize>,
+    /// How many hold each image.
+    pub(crate) leased: HashMap<String, usize>,
+    /// Layers on their way out: they must be gone before they may come back.
+    pub(super) leaving: HashSet<String>,
+    /// Bytes of files that nobody can find any more and that are being deleted.
+    pub(crate) deleting_bytes: u64,
+    /// How many files that are.
+    pub(crate) deleting_inodes: u64,
+}
+
+impl State {
+    /// Puts an image under its name; what had the name before comes back.
+    pub(super) fn insert(&mut self, image: ImageRecord) -> Option<ImageRecord> {
+        image.layers.iter().for_each(|layer| add_one(&mut self.named, layer));
+        let before = self.images.insert(image.key(), image)?;
+        before.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
+        Some(before)
+    }
+
+    /// What all layers take of the disk, each counted once.
+    pub(crate) fn weight(&self) -> u64 {
+        self.layers.values().map(KeptLayer::weight).sum()
+    }
+
+    pub(super) fn remove(&mut self, key: &str) -> Option<ImageRecord> {
+        let image = self.images.remove(key)?;
+        image.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
+        Some(image)
+    }
+}
+
+pub(super) fn add_one(counts: &mut HashMap<String, usize>, layer: &str) {
+    *counts.entry(layer.to_owned()).or_default() += 1;
+}
+
+pub(super) fn take_one(counts: &mut HashMap<String, usize>, layer: &str) {
+    if let Some(count) = counts.get_mut(layer) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(layer);
+        }
+    }
+}
+
+/// What is told of an image.
+pub(super) fn info(image: &ImageRecord, state: &State) -> ImageInfo {
+    let layers = || image.layers.iter().filter_map(|name| Some((name, state.layers.get(name)?)));
+    let own = layers().filter(|(name, _)| state.named.get(*name) == Some(&1));
+    ImageInfo {
+        own_bytes: own.map(|(_, layer)| layer.bytes).sum(),
+        disk_bytes: layers().map(|(_, layer)| layer.weight()).sum(),
+        resolved_at: image.resolved_at,
+        pinned: image.pinned,
+        reference: image.reference.clone(),
+        digest: image.digest.clone(),
+        platform: image.platform.clone(),
+        layers: image.layers.len(),
+        compressed_bytes: image.compressed_bytes,
+        bytes: image.bytes,
+        pulled_at: image.pulled_at,
+        last_used_at: image.last_used_at,
+        owner: image.owner.clone(),
+        in_use: state.leased.contains_key(&image.key()),
+    }
+}
