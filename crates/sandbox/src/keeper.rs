@@ -6,29 +6,27 @@
 
 #[cfg(feature = "removable-walls")]
 mod again;
+mod finish;
+mod waiting;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::libc;
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::stat::{SFlag, fstat};
-use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
-use run::{Exit, KilledFor, LimitHit, SetupFailure, Usage};
 
-use crate::cgroup::{Account, Cgroups, RunGroup};
-use crate::command::Said;
+use self::finish::finish;
+use self::waiting::{wait_for_run, wait_until_ready};
+use crate::cgroup::{Account, Cgroups};
 use crate::host::HostImage;
-use crate::init::{OldRoot, Report};
+use crate::init::OldRoot;
 use crate::prepare::{Init, Inner, Outer};
-use crate::protocol::{Began, Event, Finished, LaunchSpec, Order, Outline};
+use crate::protocol::{Began, Event, Finished, LaunchSpec, Outline};
 use crate::rootfs::LayerMode;
 use crate::step::{At, Failure};
-use crate::watch::{self, Ending, Left, SETUP_PATIENCE, Sources};
-use crate::{after, packet, rehearsal, sys};
+use crate::watch::{self, Left, Sources};
+use crate::{after, packet, sys};
 
 /// What every keeper inherits from the launcher.
 #[derive(Debug)]
@@ -233,118 +231,6 @@ fn run_one(
     }))
 }
 
-/// Until the server says what to run, or has no use for the sandbox any more. Also what the sandbox had
-/// used of the processor when it was ready, if it has been by then.
-fn wait_for_run(
-    outer: &Outer<'_>,
-    init: &Init,
-    control: &OwnedFd,
-    began: Instant,
-) -> Result<Option<(Told, Option<Account>)>, Failure> {
-    // Init is building meanwhile.
-    let _ = rehearsal::read_spec(outer.outline);
-    rehearsal::write_report();
-    let mut ready = None;
-    let mut deadline = Some(began + SETUP_PATIENCE);
-    // A sandbox whose layers nobody knows yet is as ready as it can be.
-    if outer.outline.rootfs.is_none() {
-        deadline = None;
-        let _ = packet::send(control.as_fd(), &Event::Prepared, &[]);
-    }
-    loop {
-        match wait(outer, init, Some(control), deadline)? {
-            Woken::Order => {
-                // A run that has been waiting for its sandbox has waited since that was begun.
-                let arrived = if deadline.is_some() { began } else { Instant::now() };
-                return Ok(receive_run(control, arrived)?.map(|told| (told, ready)));
-            }
-            Woken::Ready(account) => {
-                (deadline, ready) = (None, Some(account));
-                // The server may be gone; its closed socket is seen in the next turn.
-                let _ = packet::send(control.as_fd(), &Event::Prepared, &[]);
-            }
-        }
-    }
-}
-
-/// What there is to be done before anything runs.
-enum Woken {
-    /// The server has said something.
-    Order,
-    /// The command's process waits to be told. The sandbox used this much of the processor until then,
-    /// and uses nothing while it waits.
-    Ready(Account),
-}
-
-fn wait(
-    outer: &Outer<'_>,
-    init: &Init,
-    control: Option<&OwnedFd>,
-    deadline: Option<Instant>,
-) -> Result<Woken, Failure> {
-    loop {
-        let sources = [Some(&init.launch), Some(&init.sync), control];
-        let sources = sources.into_iter().flatten();
-        let mut fds: Vec<_> = sources.map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN)).collect();
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        match ppoll(&mut fds, left.map(TimeSpec::from), None) {
-            Err(Errno::EINTR) => continue,
-            Ok(0) => return Err(Failure::new("prepare the sandbox", "it took longer than 10 s")),
-            result => result.at("wait for a run")?,
-        };
-        let ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        if ready(2) {
-            return Ok(Woken::Order);
-        }
-        if ready(0) {
-            hear_ready(init)?;
-            return Ok(Woken::Ready(outer.group.cpu()));
-        }
-        return Err(match packet::receive::<Report>(init.sync.as_fd()).at("hear init")? {
-            Some((Report::Failed(failure), _)) => Failure::new("inside the sandbox", failure.to_string()),
-            Some((Report::Ended(_), _)) | None => Failure::new("prepare the sandbox", "its init has ended"),
-        });
-    }
-}
-
-fn wait_until_ready(outer: &Outer<'_>, init: &Init) -> Result<Account, Failure> {
-    let deadline = Some(Instant::now() + SETUP_PATIENCE);
-    loop {
-        if let Woken::Ready(account) = wait(outer, init, None, deadline)? {
-            return Ok(account);
-        }
-    }
-}
-
-/// Init's own failure comes on another socket, and closes this one.
-fn hear_ready(init: &Init) -> Result<(), Failure> {
-    match packet::receive::<Said>(init.launch.as_fd()).at("hear the command's process")? {
-        Some((Said::Ready, _)) => Ok(()),
-        Some((Said::Failed(failure), _)) => Err(Failure::new("inside the sandbox", failure.to_string())),
-        Some((Said::Starting(_) | Said::NotStarted(_), _)) => {
-            Err(Failure::new("prepare the sandbox", "the command's process did not wait"))
-        }
-        None => Err(match packet::receive::<Report>(init.sync.as_fd()).at("hear init")? {
-            Some((Report::Failed(failure), _)) => Failure::new("inside the sandbox", failure.to_string()),
-            Some((Report::Ended(_), _)) | None => {
-                Failure::new("prepare the sandbox", "the command's process has ended")
-            }
-        }),
-    }
-}
-
-fn receive_run(control: &OwnedFd, arrived: Instant) -> Result<Option<Told>, Failure> {
-    match packet::receive::<Order>(control.as_fd()) {
-        Ok(Some((Order::Run, mut fds))) if fds.len() >= 4 => {
-            let spec = read_spec(&fds[0]).at("read spec")?;
-            let outputs = spec.outputs.as_ref().and_then(|_| fds.pop());
-            Ok(Some(Told { spec, fds, outputs, arrived }))
-        }
-        Ok(Some((Order::Run, _))) => Err(Failure::new("read request", "a descriptor is missing")),
-        Ok(Some((Order::Kill(_) | Order::Sync | Order::Name | Order::Commit, _)) | None) | Err(_) => Ok(None),
-    }
-}
-
 /// Makes of the prepared sandbox the one that the run wants, and lets the command go. Returns what the sandbox
 /// has used of the processor so far, and the outputs, which stay open here: a program that ends would
 /// otherwise wake the server once for each of them, and it would take the processor from whoever has to find
@@ -398,63 +284,4 @@ pub(crate) fn read_spec(fd: &OwnedFd) -> io::Result<LaunchSpec> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "argv is empty"));
     }
     Ok(spec)
-}
-
-fn finish(ending: Ending, group: &RunGroup<'_>, scratch: &OwnedFd) -> Result<Finished, SetupFailure> {
-    let account = group.account().since(&ending.before);
-    let now = Instant::now();
-    let by_itself = ending.killed_for.is_none() && account.oom_kills == 0;
-    let (exit, ended) = match ending.report {
-        Some(Report::Failed(failure)) if by_itself => return Err(failure),
-        Some(Report::Ended(_)) if by_itself && ending.on_its_way => {
-            let error = "its process ended before it became the program".to_owned();
-            return Err(SetupFailure { step: "start the program".into(), error });
-        }
-        Some(Report::Ended(end)) => (end.exit, watch::instant(end.at_ns)),
-        Some(Report::Failed(_)) | None => (Exit::Unknown, now),
-    };
-    let wall = ending.started.map_or(Duration::ZERO, |started| ended.saturating_duration_since(started));
-    let ms = |us: u64| us as f64 / 1000.0;
-    let mut limit_hits = full(scratch);
-    if account.pids_hit {
-        limit_hits.insert(0, LimitHit::Processes);
-    }
-    if exit == Exit::Signal(libc::SIGXFSZ) {
-        limit_hits.push(LimitHit::FileSize);
-    }
-    let over = |limit_at: Instant| now.saturating_duration_since(limit_at).as_micros() as u64;
-    let overshoot_us = match ending.killed_for {
-        Some(KilledFor::WallTime) => ending.wall_deadline.map(over),
-        Some(KilledFor::CpuTime) => Some(account.cpu_us.saturating_sub(ending.cpu_limit_us)),
-        _ => None,
-    };
-    Ok(Finished {
-        exit,
-        killed_for: ending.killed_for,
-        oom_kills: account.oom_kills,
-        usage: Usage {
-            wall_time_ms: ms(wall.as_micros() as u64),
-            cpu_time_ms: ms(account.cpu_us),
-            user_time_ms: ms(account.user_us),
-            system_time_ms: ms(account.system_us),
-            memory_peak_bytes: account.memory_peak,
-            processes_peak: account.pids_peak,
-        },
-        limit_hits,
-        overshoot_us,
-        began: None,
-    })
-}
-
-/// Whether the run's files ended at one of their caps.
-fn full(scratch: &OwnedFd) -> Vec<LimitHit> {
-    let Ok(stat) = nix::sys::statfs::fstatfs(scratch) else { return Vec::new() };
-    let mut hits = Vec::new();
-    if stat.blocks_free() == 0 {
-        hits.push(LimitHit::Disk);
-    }
-    if stat.files_free() == 0 {
-        hits.push(LimitHit::Inodes);
-    }
-    hits
 }

@@ -11,7 +11,7 @@
 //!                            └─► jail: unpacks one layer
 //! ```
 //!
-//! There is no async runtime here, and all the `unsafe` stands in `sys.rs`.
+//! There is no async runtime here, and all the `unsafe` stands in `sys`.
 
 pub mod protocol;
 
