@@ -45,6 +45,8 @@ struct Line {
     waiting: BTreeMap<Key, Waiting>,
     /// Batches none of whose runs has a place or a slot.
     seated: usize,
+    /// Of those the ones that a free slot does not help: they wait for their rate, or for room.
+    held_up: usize,
     running: Claim,
     /// The number of its latest turn.
     served: u64,
@@ -63,6 +65,7 @@ pub(super) struct Fair {
     turns: u64,
     queued: usize,
     seated: usize,
+    held_up: usize,
 }
 
 /// How many runs of that principal may go at once.
@@ -74,7 +77,7 @@ impl Fair {
     pub(super) fn new(whole: Claim, cores: &[usize]) -> Self {
         let free_cores = (!cores.is_empty()).then(|| cores.iter().copied().collect());
         let lines = HashMap::new();
-        Self { whole, free: whole, free_cores, lines, arrivals: 0, turns: 0, queued: 0, seated: 0 }
+        Self { whole, free: whole, free_cores, lines, arrivals: 0, turns: 0, queued: 0, seated: 0, held_up: 0 }
     }
 
     pub(super) fn whole(&self) -> Claim {
@@ -88,8 +91,11 @@ impl Fair {
     /// Whether nobody waits and one more run of that principal would have its turn at once, also when every batch
     /// that is about to begin has begun with one like it.
     pub(super) fn starts_at_once(&self, who: &Principal, claim: Claim) -> bool {
-        let begin = (self.running(who) + self.seated_of(&who.name) as u64) < most(who);
-        self.queued == 0 && claim.times(self.seated as u64 + 1).fits(self.free) && begin
+        let about_to = |seated: usize, held_up: usize| (seated - held_up) as u64;
+        let own = self.lines.get(&who.name).map_or(0, |line| about_to(line.seated, line.held_up));
+        let all = about_to(self.seated, self.held_up);
+        let may_begin = self.running(who) + own < most(who);
+        self.queued == 0 && claim.times(all + 1).fits(self.free) && may_begin
     }
 
     /// Whether the principal runs as much at once as it may; then only its own turns matter to it.
@@ -130,17 +136,32 @@ impl Fair {
         lines.map(|(name, line)| (name.clone(), waiting(line))).collect()
     }
 
+    /// Whether batches of that principal wait for something else than a slot: then one more is likely to.
+    pub(super) fn is_held_up(&self, who: &PrincipalName) -> bool {
+        self.lines.get(who).is_some_and(|line| line.held_up > 0)
+    }
+
     /// Counts a batch none of whose runs has a place.
     pub(super) fn sit(&mut self, who: &Principal) {
         self.seated += 1;
         self.line(who).seated += 1;
     }
 
+    /// It takes no slot for now, however many are free.
+    pub(super) fn hold_up(&mut self, who: &PrincipalName) {
+        self.held_up += 1;
+        if let Some(line) = self.lines.get_mut(who) {
+            line.held_up += 1;
+        }
+    }
+
     /// It counts no more.
-    pub(super) fn rise(&mut self, who: &PrincipalName) {
+    pub(super) fn rise(&mut self, who: &PrincipalName, held_up: bool) {
         self.seated -= 1;
+        self.held_up -= usize::from(held_up);
         if let Some(line) = self.lines.get_mut(who) {
             line.seated -= 1;
+            line.held_up -= usize::from(held_up);
         }
     }
 
@@ -159,6 +180,7 @@ impl Fair {
             let line = Line {
                 waiting: BTreeMap::new(),
                 seated: 0,
+                held_up: 0,
                 running: Claim::default(),
                 served: 0,
                 concurrency: u64::MAX,

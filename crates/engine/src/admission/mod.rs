@@ -62,6 +62,8 @@ pub(crate) struct Ticket {
 pub(crate) struct Seat {
     admission: Arc<Admission>,
     who: PrincipalName,
+    /// It waits for something else than a slot, and keeps none from others.
+    held_up: bool,
 }
 
 /// Why a run may not even wait.
@@ -117,7 +119,12 @@ impl Admission {
         let rate = principal.quota.runs_per_minute;
         if let Some(rate) = rate {
             let taken = state.fair.bucket(principal, rate, now).take(rate, now);
-            taken.map_err(|retry_after| Refused::Rate { retry_after })?;
+            if let Err(retry_after) = taken {
+                if let Some(seat) = seat {
+                    seat.hold_up(&mut state.fair);
+                }
+                return Err(Refused::Rate { retry_after });
+            }
         }
         let place = state.fair.enter(principal, spec.priority, claim, now);
         let (grant, granted) = oneshot::channel();
@@ -141,18 +148,22 @@ impl Admission {
     pub(crate) fn sit(self: &Arc<Self>, who: &Principal, limits: &Limits) -> Result<Seat, Refused> {
         let claim = Claim::of(limits, &self.budget);
         let mut state = self.lock();
-        let waits = !state.fair.starts_at_once(who, claim);
+        let waits = !state.fair.starts_at_once(who, claim) || state.fair.is_held_up(&who.name);
         if waits && state.fair.waiting_of(&who.name) >= self.may_wait(who) {
             return Err(self.full(&state, who));
         }
         state.fair.sit(who);
-        Ok(Seat { admission: Arc::clone(self), who: who.name.clone() })
+        Ok(self.seat(who))
     }
 
     /// The same for a batch that was taken, however many wait.
     pub(crate) fn sit_again(self: &Arc<Self>, who: &Principal) -> Seat {
         self.lock().fair.sit(who);
-        Seat { admission: Arc::clone(self), who: who.name.clone() }
+        self.seat(who)
+    }
+
+    fn seat(self: &Arc<Self>, who: &Principal) -> Seat {
+        Seat { admission: Arc::clone(self), who: who.name.clone(), held_up: false }
     }
 
     /// How many of that principal's may wait.
@@ -270,9 +281,17 @@ impl Drop for Slot {
     }
 }
 
+impl Seat {
+    fn hold_up(&mut self, fair: &mut Fair) {
+        if !std::mem::replace(&mut self.held_up, true) {
+            fair.hold_up(&self.who);
+        }
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.admission.lock().fair.rise(&self.who);
+        self.admission.lock().fair.rise(&self.who, self.held_up);
     }
 }
 
@@ -283,7 +302,8 @@ impl Ticket {
 
     /// Gives the slot back unused. The seat counts the run as one that waits until it stands in the queue again.
     pub(crate) fn step_aside(&self, who: &Principal, slot: Slot) -> Seat {
-        let seat = self.admission.sit_again(who);
+        let mut seat = self.admission.sit_again(who);
+        seat.hold_up(&mut self.admission.lock().fair);
         slot.give_back();
         seat
     }

@@ -251,6 +251,32 @@ async fn a_batch_that_its_rate_holds_up_keeps_its_seat() {
 }
 
 #[tokio::test]
+async fn a_batch_that_no_slot_helps_keeps_none_from_others() {
+    let slow = principal("slow", Quota { runs_per_minute: Some(6), ..Quota::default() });
+    let alice = principal("alice", Quota::default());
+    let bob = principal("bob", Quota { queued: Some(0), ..Quota::default() });
+    let (admission, limits) = (admission(1, 1), Limits::default());
+    // One has used up its rate, another waits for room.
+    drop(admission.enter(&spec(&slow, 0)).unwrap().slot().await);
+    let mut seat = Some(admission.sit(&slow, &limits).unwrap());
+    admission.enter_from(&spec(&slow, 0), &mut seat).unwrap_err();
+    let mut ticket = admission.enter(&spec(&alice, 0)).unwrap();
+    let slot = ticket.slot().await;
+    let aside = ticket.step_aside(&alice, slot);
+    assert_eq!(admission.occupancy().queued, 2);
+    assert_eq!(admission.expected_wait(&bob, &limits), Some(Duration::ZERO));
+    drop(admission.sit(&bob, &limits).unwrap());
+    // One more of its own would wait with it.
+    for who in [&slow, &alice] {
+        let refused = admission.sit(who, &limits).map(drop);
+        assert!(matches!(refused, Err(Refused::Full { own: false, .. })), "{refused:?}");
+    }
+    drop((seat, aside));
+    assert_eq!(admission.occupancy().queued, 0);
+    drop([&slow, &alice].map(|who| admission.sit(who, &limits).unwrap()));
+}
+
+#[tokio::test]
 async fn a_slot_that_is_given_back_unused_says_nothing_of_how_long_slots_are_held() {
     let alice = principal("alice", Quota::default());
     let admission = admission(1, 4);
