@@ -277,6 +277,42 @@ fn a_batch_that_its_rate_holds_up_waits_for_it_and_is_refused_nothing() {
 }
 
 #[test]
+fn slots_that_a_batch_can_not_use_because_of_its_rate_are_free_for_others() {
+    let builder = Daemon::builder().host_image().flag("--slots", 2);
+    let slow = builder.key(&["slow", "--runs-per-minute", "1"]);
+    let (bob, modest) = (builder.key(&["bob"]), builder.key(&["modest", "--queued", "0"]));
+    let daemon = builder.start();
+    // How long slots are held is known, and nobody would be served within a second if they were taken.
+    daemon.request("POST", "/runs").key(&bob).json(&sh("sleep 3")).send().expect(200);
+    let batch = json!({ "image": "host", "run": { "cmd": "true" }, "tests": [{}] });
+    let post = |key: &str, prefer: &str| {
+        daemon.request("POST", "/batches").key(key).header("Prefer", prefer).json(&batch).send()
+    };
+    let paths: Vec<String> = (0..3)
+        .map(|_| post(&slow, "respond-async").expect(202)["id"].as_str().expect("an id").to_owned())
+        .map(|id| format!("/batches/{id}"))
+        .collect();
+    let now = "wait=0, handling=strict";
+    until("his to be taken", || post(&bob, now).status == 202);
+    until("theirs to be taken", || post(&modest, "respond-async").status == 202);
+    for path in &paths {
+        daemon.request("DELETE", path).key(&slow).send().expect(200);
+    }
+    // One that can't be met is told so, as for a run.
+    let mut long = sh("sleep 300");
+    long["limits"] = json!({ "wall_time_ms": 300_000 });
+    let long: Vec<_> = (0..2).map(|_| begin(&daemon, &bob, &long)).collect();
+    until("both run", || long.iter().all(|run| show(&daemon, &bob, run)["state"] == "running"));
+    let refused = post(&bob, now);
+    retry_after(&refused);
+    refused.problem(429, "wait-too-long");
+    for run in &long {
+        let path = format!("/runs/{}", run["id"].as_str().expect("an id"));
+        daemon.request("DELETE", &path).key(&bob).send().expect(200);
+    }
+}
+
+#[test]
 fn batches_that_wait_for_room_keep_nobody_elses_waiting() {
     let builder = Daemon::builder().host_image().flag("--slots", 2);
     let builder = builder.flag("--files-bytes-max", 40 << 20).flag("--file-bytes-max", 30 << 20);
@@ -299,6 +335,15 @@ fn batches_that_wait_for_room_keep_nobody_elses_waiting() {
         })
         .collect();
     let show = |path: &String| daemon.request("GET", path).key(&alice).send().expect(200);
+    // What it would never have room for beside its own file is not waited for.
+    let mut never = batch(12 << 20);
+    never["tests"] = json!([{ "stdin": { "file": held["file"] } }]);
+    let refused =
+        daemon.request("POST", "/batches").key(&alice).json(&never).send().problem(503, "files-full");
+    assert!(
+        refused["detail"].as_str().is_some_and(|text| text.contains("the batch's own files")),
+        "{refused}"
+    );
     // There is room for his, and none for hers.
     let bobs = daemon.request("POST", "/batches").key(&bob).json(&batch(1 << 20)).send().expect(200);
     assert_eq!(bobs["prepare"]["outcome"], "exited", "{bobs:#}");

@@ -41,7 +41,8 @@ const KEY_OUTLIVES_BATCH: &str = "the batch that was made under this key has bee
 /// batch that was promised (by `Prefer` or under a key) survives the server: one that had not begun is begun by the
 /// next one; of one that had, tests with a result keep it, the others are `internal_error`, and `problem` says why.
 #[utoipa::path(post, path = "/batches", operation_id = "create_batch", tag = "batches", request_body = CreateBatch,
-    params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds"),
+    params(("Prefer" = Option<String>, Header, description = "`respond-async`, or `wait=N` in seconds; with \
+            `handling=strict` a batch whose first run would not start within N is refused"),
            ("Idempotency-Key" = Option<String>, Header, max_length = 255,
             description = "The client's own name for this request, good for 24 hours: the same request under the same \
                            key is the same batch, whether it still goes or has ended, also after a restart")),
@@ -82,6 +83,9 @@ pub async fn create(
         Some(id) => TakenBatch::Known(id),
         None => {
             let spec = read(&app, &caller, value)?;
+            if let Some(wait) = prefer.wait.filter(|_| prefer.strict) {
+                app.batches.check_wait(&spec, wait)?;
+            }
             match promised {
                 false => TakenBatch::New(app.batches.submit(spec)?),
                 true => app.batches.promise(spec, key).await?,

@@ -80,6 +80,7 @@ impl From<FilesError> for Problem {
             FilesError::Full { .. } => {
                 problem::FILES_FULL.detail(error.to_string()).retry_after(FILES_IN_USE_PAUSE)
             }
+            FilesError::Never { .. } => problem::FILES_FULL.detail(error.to_string()),
             FilesError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 problem::FILES_FULL.detail("the disk is full")
             }

@@ -92,8 +92,8 @@ kinds! {
     RATE_LIMITED = "rate-limited", 429, "Too many runs in a short time",
         "The key allows so many runs per minute, of which a sixth may come at once. Try again after `retry_after_ms`.";
     WAIT_TOO_LONG = "wait-too-long", 429, "The run would not start within the time to wait",
-        "The request says `Prefer: wait=N, handling=strict`, and at the rate at which slots come back lately the run \
-         would still be waiting then. Nothing was taken. Without `handling=strict` it would be.";
+        "The request says `Prefer: wait=N, handling=strict`, and at the rate at which slots come back lately the run, or \
+         the batch's first, would still be waiting then. Nothing was taken. Without `handling=strict` it would be.";
     SANDBOX_FAILED = "sandbox-failed", 500, "The sandbox failed",
         "The sandbox could not be set up or was lost. This is the server's fault, not the program's; `detail` \
          names the step.";
@@ -119,8 +119,8 @@ kinds! {
         "There is no room for the image. Drop images with `DELETE /images/{reference}`, or make room.";
     FILES_FULL = "files-full", 503, "There is no room for the file",
         "The store of files is full of what runs use just now. Try again later, or ask the operator for more room. Of \
-         a batch: there can never be as much room as its `prepare` may leave behind, or it has waited for that, and in \
-         ten minutes nothing was given back; less `disk_bytes` need less.";
+         a batch: there can never be as much room as its `prepare` may leave behind beside the batch's own files, or it has waited for that, and in \
+         ten minutes nothing was given back, or not enough while it kept others waiting; less `disk_bytes` need less.";
     RUN_STORE_FAILED = "run-store-failed", 503, "Runs can't be written down",
         "The file in which the server remembers runs can't be written or read just now; its log says why. Runs for \
          which the client waits still take place; send others to another server, or later.";

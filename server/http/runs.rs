@@ -118,7 +118,7 @@ async fn take(
     let settings = app.settings.now();
     let spec = CreateRun::spec(body, &settings.allowed, &caller.principal, &files::lookup(app, caller))?;
     if let Some(wait) = prefer.wait.filter(|_| prefer.strict) {
-        app.engine.check_wait(&spec, wait)?;
+        app.engine.check_wait(&spec.principal, &spec.limits, wait)?;
     }
     Ok(match promised {
         None => Taken::New(app.engine.submit(spec)?),

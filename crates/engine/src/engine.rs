@@ -334,9 +334,9 @@ impl Engine {
         }
     }
 
-    /// Whether a run would start within that time, as far as anybody can tell.
-    pub fn check_wait(&self, spec: &RunSpec, within: Duration) -> Result<(), SubmitError> {
-        match self.inner.admission.expected_wait(&spec.principal, &spec.limits) {
+    /// Whether a run with these limits would start within that time, as far as anybody can tell.
+    pub fn check_wait(&self, who: &Principal, limits: &Limits, within: Duration) -> Result<(), SubmitError> {
+        match self.inner.admission.expected_wait(who, limits) {
             Some(expected) if expected > within => {
                 self.inner.observer.rejected(Rejection::Deadline);
                 Err(SubmitError::TooLate { expected })

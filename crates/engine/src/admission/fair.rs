@@ -77,7 +77,17 @@ impl Fair {
     pub(super) fn new(whole: Claim, cores: &[usize]) -> Self {
         let free_cores = (!cores.is_empty()).then(|| cores.iter().copied().collect());
         let lines = HashMap::new();
-        Self { whole, free: whole, free_cores, lines, arrivals: 0, turns: 0, queued: 0, seated: 0, held_up: 0 }
+        Self {
+            whole,
+            free: whole,
+            free_cores,
+            lines,
+            arrivals: 0,
+            turns: 0,
+            queued: 0,
+            seated: 0,
+            held_up: 0,
+        }
     }
 
     pub(super) fn whole(&self) -> Claim {

@@ -165,6 +165,11 @@ impl Batches {
         Work { batches, live, seat: Some(seat), leases, room, begin, finding: None }
     }
 
+    /// Whether the first run of a batch would start within that time, as far as anybody can tell.
+    pub fn check_wait(&self, spec: &BatchSpec, within: Duration) -> Result<(), SubmitError> {
+        self.inner.engine.check_wait(&spec.principal, spec.first_limits(), within)
+    }
+
     fn admit(&self, spec: &BatchSpec) -> Result<Held, BatchError> {
         let engine = &self.inner.engine;
         if engine.launcher_is_lost() {
@@ -174,8 +179,7 @@ impl Batches {
             return Err(SubmitError::Stopping.into());
         }
         spec.limits().try_for_each(|limits| engine.check(limits))?;
-        let first = spec.limits().next().unwrap_or(&spec.run.limits);
-        self.hold(spec, engine.sit(&spec.principal, first)?)
+        self.hold(spec, engine.sit(&spec.principal, spec.first_limits())?)
     }
 
     /// Every file is held from now on, so that none is missing when its test's turn comes.
@@ -183,7 +187,7 @@ impl Batches {
         let files = self.inner.engine.inner.config.files.as_ref();
         let leases =
             Leases::take_all(files, spec.stored_files()).map_err(|file| SubmitError::NoSuchFile { file })?;
-        let room = spec.prepare().map(|run| PrepareRoom::of(self, run)).transpose()?;
+        let room = spec.prepare().map(|run| PrepareRoom::of(self, run, &leases)).transpose()?;
         Ok(Held { seat, leases, room })
     }
 

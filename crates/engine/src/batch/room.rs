@@ -9,11 +9,13 @@ use run::{PrincipalName, Problem, RunSpec};
 
 use super::Batches;
 use super::room_line::{GaveUp, RoomPlace};
+use crate::Leases;
 use crate::execute::problem;
 use crate::files::{Files, FilesError, Reservation};
 use crate::over::Room;
 
-/// How long nothing at all is given back before those who wait for it give up.
+/// How long nothing at all is given back before those who wait for it give up, and how long one may keep all others
+/// waiting.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) struct PrepareRoom {
@@ -32,13 +34,14 @@ enum Stage {
 }
 
 impl PrepareRoom {
-    /// Nothing is taken yet; but where there can never be so much, that is said at once.
-    pub(super) fn of(batches: &Batches, run: &RunSpec) -> Result<Self, FilesError> {
-        let bytes = batches.inner.prepared.most(run);
+    /// Nothing is taken yet; but where there can never be so much beside what the batch holds itself, that is said
+    /// at once.
+    pub(super) fn of(batches: &Batches, run: &RunSpec, held: &Leases) -> Result<Self, FilesError> {
+        let (bytes, files_bytes) = (batches.inner.prepared.most(run), held.bytes());
         let files = batches.inner.engine.inner.config.files.clone();
-        let fits = |files: &Files| bytes <= files.bytes_max();
+        let fits = |files: &Files| bytes.saturating_add(files_bytes) <= files.bytes_max();
         let most_bytes = files.as_ref().map_or(0, Files::bytes_max);
-        let files = files.filter(fits).ok_or(FilesError::Full { bytes, most_bytes })?;
+        let files = files.filter(fits).ok_or(FilesError::Never { bytes, files_bytes, most_bytes })?;
         let (batches, who) = (batches.clone(), run.principal.name.clone());
         Ok(Self { batches, who, files, bytes, stage: Mutex::new(Stage::Outside) })
     }
@@ -79,7 +82,7 @@ impl PrepareRoom {
         let (bytes, minutes) = (self.bytes, patience.as_secs() / 60);
         let detail = format!(
             "there is no room for the {bytes} bytes that the command may leave behind, and in {minutes} minutes nothing \
-             was given back"
+             was given back, or not enough while it kept others waiting"
         );
         problem("files-full", detail)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use run::PrincipalName;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often others may go past one that there is too little room for.
 const OVERTAKEN_MAX: u32 = 16;
@@ -19,7 +19,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The line. `R` is the room that is waited for.
 #[derive(Debug)]
 pub(super) struct RoomLine<R> {
-    /// How long nothing at all is given back before those who wait give up: they may hold all that there is.
+    /// How long nothing at all is given back before those who wait give up, and how long nobody has room before one
+    /// does that keeps all others waiting: they may hold all that there is.
     patience: Duration,
     state: Mutex<State<R>>,
 }
@@ -30,6 +31,8 @@ struct State<R> {
     grants: HashMap<u64, oneshot::Sender<R>>,
     /// When something was given back last, as far as anybody who waits was told.
     given_back: Option<Instant>,
+    /// When somebody in the line had room last.
+    granted: Option<Instant>,
 }
 
 /// The table behind it, without locks or time.
@@ -65,13 +68,14 @@ pub(super) struct RoomPlace<R> {
     granted: oneshot::Receiver<R>,
 }
 
-/// Nothing was given back for as long as this.
+/// Nothing was given back for as long as this, or too little.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct GaveUp(pub(super) Duration);
 
 impl<R> RoomLine<R> {
     pub(super) fn new(patience: Duration) -> Arc<Self> {
-        let state = State { order: Order::default(), grants: HashMap::new(), given_back: None };
+        let state =
+            State { order: Order::default(), grants: HashMap::new(), given_back: None, granted: None };
         Arc::new(Self { patience, state: Mutex::new(state) })
     }
 
@@ -90,6 +94,7 @@ impl<R> RoomLine<R> {
         for (number, room) in state.order.serve(reserve) {
             // Of one that has left in this moment it comes back by itself.
             let _ = state.grants.remove(&number).map(|grant| grant.send(room));
+            state.granted = Some(Instant::now());
         }
     }
 
@@ -112,26 +117,31 @@ impl<R> RoomPlace<R> {
         given_back: impl Fn() -> G,
         serve: impl Fn(),
     ) -> Result<R, GaveUp> {
+        // Not anew each time: where much is given back it would never look.
+        let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 // The sender lives in the line for as long as the place does.
                 Ok(room) = &mut self.granted => return Ok(room),
+                _ = looks.tick() => self.look(&serve)?,
                 () = given_back() => {
                     self.line.lock().given_back = Some(Instant::now());
                     serve();
                 }
-                () = tokio::time::sleep(LOOK) => self.look(&serve)?,
             }
         }
     }
 
     fn look(&self, serve: &impl Fn()) -> Result<(), GaveUp> {
         let state = self.line.lock();
-        let (first, given_back) = (state.order.is_first(&self.who, self.number), state.given_back);
+        let first = state.order.is_first(&self.who, self.number);
+        let keeps_others_waiting = first && state.order.keeps_all_waiting(&self.who);
+        let nothing_since = if keeps_others_waiting { state.granted } else { state.given_back };
         drop(state);
-        let quiet_since = given_back.map_or(self.since, |at| at.max(self.since));
-        if quiet_since.elapsed() > self.line.patience {
+        let nothing_since = nothing_since.map_or(self.since, |at| at.max(self.since));
+        if nothing_since.elapsed() > self.line.patience {
             return Err(GaveUp(self.line.patience));
         }
         if first {
@@ -166,6 +176,12 @@ impl Order {
     fn is_first(&self, who: &PrincipalName, number: u64) -> bool {
         let first = self.lines.get(who).and_then(|line| line.waiting.front());
         first.is_some_and(|first| first.number == number)
+    }
+
+    /// Whether nobody goes past the first of that principal any more.
+    fn keeps_all_waiting(&self, who: &PrincipalName) -> bool {
+        let first = self.lines.get(who).and_then(|line| line.waiting.front());
+        first.is_some_and(|first| first.overtaken >= OVERTAKEN_MAX)
     }
 
     /// Everybody who can have room now, and that room.
@@ -283,6 +299,26 @@ mod tests {
         let took = began.elapsed();
         assert!(took > 15 * minute && took < 16 * minute, "{took:?}");
         line.serve(|_| -> Option<u64> { panic!("nobody waits any more") });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_keeps_all_others_waiting_gives_up_however_much_is_given_back() {
+        let (minute, alice, bob) = (Duration::from_secs(60), name("alice"), name("bob"));
+        let line = RoomLine::<u64>::new(10 * minute);
+        let serve = || line.serve(|bytes| (bytes <= 10).then_some(bytes));
+        let large = line.enter(&alice, 100);
+        for _ in 0..OVERTAKEN_MAX {
+            let mut small = line.enter(&bob, 10);
+            serve();
+            assert_eq!(small.granted(), Some(10));
+        }
+        let often = || tokio::time::sleep(Duration::from_millis(700));
+        let small = line.enter(&bob, 10);
+        let began = Instant::now();
+        let both = tokio::join!(large.wait(often, serve), small.wait(often, serve));
+        assert_eq!(both, (Err(GaveUp(10 * minute)), Ok(10)));
+        let took = began.elapsed();
+        assert!(took > 10 * minute && took < 11 * minute, "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -73,6 +73,11 @@ impl BatchSpec {
         prepare.into_iter().chain(self.tests.iter().map(|test| &test.limits))
     }
 
+    /// Of the run that comes first.
+    pub(super) fn first_limits(&self) -> &Limits {
+        self.limits().next().unwrap_or(&self.run.limits)
+    }
+
     pub(super) fn queued(&self) -> Batch {
         Batch {
             id: BatchId(Uuid::now_v7()),

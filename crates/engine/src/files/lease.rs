@@ -117,6 +117,11 @@ impl Leases {
         Ok(Self { held })
     }
 
+    /// Of all files together.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.held.values().map(FileLease::len).sum()
+    }
+
     pub(crate) fn get(&self, stored: &StoredFile) -> io::Result<&FileLease> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, format!("there is no file {}", stored.id));
         self.held.get(stored).ok_or_else(gone)

@@ -55,6 +55,11 @@ pub enum FilesError {
         "there is no room for {bytes} bytes: the store may hold {most_bytes}, and runs use what is in it"
     )]
     Full { bytes: u64, most_bytes: u64 },
+    #[error(
+        "there can't be room for the {bytes} bytes that the command may leave behind beside the {files_bytes} of the \
+         batch's own files: the store may hold {most_bytes}"
+    )]
+    Never { bytes: u64, files_bytes: u64, most_bytes: u64 },
     #[error("can't {doing}")]
     Io { doing: &'static str, source: io::Error },
 }
