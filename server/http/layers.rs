@@ -230,11 +230,14 @@ fn cors(origins: &[String]) -> tower::util::Either<CorsLayer, tower::layer::util
             header::AUTHORIZATION,
             header::RANGE,
             HeaderName::from_static("prefer"),
+            HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("last-event-id"),
+            TRACEPARENT,
             REQUEST_ID,
         ])
         .expose_headers([
             header::LOCATION,
+            HeaderName::from_static("preference-applied"),
             header::RETRY_AFTER,
             header::WWW_AUTHENTICATE,
             header::CONTENT_RANGE,

@@ -336,8 +336,12 @@ fn a_web_page_that_is_allowed_may_send_a_key() {
     for (origin, allowed) in [("https://judge.example", true), ("https://evil.example", false)] {
         let asked = daemon.request("OPTIONS", "/runs").header("Origin", origin);
         let asked = asked.header("Access-Control-Request-Method", "POST");
-        let asked = asked.header("Access-Control-Request-Headers", "authorization,content-type").send();
+        let asked = asked.header("Access-Control-Request-Headers", "authorization,idempotency-key").send();
         assert_eq!(asked.header("access-control-allow-origin"), allowed.then_some(origin));
+        let names = asked.header("access-control-allow-headers").unwrap_or_default();
+        for name in ["authorization", "content-type", "prefer", "idempotency-key", "last-event-id"] {
+            assert!(!allowed || names.split(',').any(|given| given == name), "{name} is not in {names}");
+        }
         let refused = daemon.request("POST", "/runs").header("Origin", origin).json(&sh("true")).send();
         assert_eq!(refused.status, if allowed { 401 } else { 403 });
         assert_eq!(refused.header("access-control-allow-origin"), allowed.then_some(origin), "{refused:?}");
