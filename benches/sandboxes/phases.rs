@@ -58,7 +58,7 @@ pub(crate) fn main(address: &str, request: &str) -> Result<()> {
     let address: SocketAddr = address.parse().context("read an address")?;
     let request: Value = serde_json::from_str(request).context("read a request")?;
     // The process and the thread that asks are one, which is how it is found among the events.
-    let sample = load::alone(RUNS, &mut sandglass::Http::new(address, &request)?)?;
+    let sample = load::alone(RUNS, &mut sandglass::client(address, &request)?)?;
     println!("{}", json!({ "client": std::process::id(), "sample": sample }));
     Ok(())
 }

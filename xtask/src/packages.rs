@@ -1,7 +1,7 @@
 //! What the tests need from Debian and from PyPI, installed only where it is missing.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -39,6 +39,7 @@ const GRAFANA_SDK: &str = "grafana-foundation-sdk==1769699379!11.6.0";
 const JSONSCHEMA: &str = "jsonschema==4.26.0";
 const PYTHON_CLIENT: &str = "openapi-python-client==0.29.1";
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.19.0";
+const HELM_NEEDS: (u32, u32) = (1, 24);
 
 /// Installs what its arguments name. Debian asks `policy-rc.d` whether a package may start its
 /// service: one that did would hold a port and outlive the tests. The file goes away however this
@@ -130,13 +131,12 @@ pub(crate) fn typescript() -> Result<()> {
     std::fs::write(&stamp, lock).context("remember what was installed")
 }
 
-/// Helm, of which neither Debian nor PyPI has a package: built where there is a Go that can (1.24 or
-/// newer, which Debian 12's is not). Without it the chart's test says that it was skipped.
+/// Helm, of which neither Debian nor PyPI has a package: built where there is a Go that can, which
+/// Debian 12's can't. Without it the chart's test says that it was skipped.
 pub(crate) fn helm() -> Result<()> {
     let program = cargo::target().join("tools/helm");
-    let version = Command::new("go").args(["env", "GOVERSION"]).output();
-    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    if program.is_file() || !version.is_ok_and(|version| can_build_helm(&version)) {
+    let can_build = go_version("go".as_ref()).is_some_and(|version| is_go(&version, HELM_NEEDS));
+    if program.is_file() || !can_build {
         return Ok(());
     }
     let folder = cargo::target().join("tools");
@@ -146,11 +146,18 @@ pub(crate) fn helm() -> Result<()> {
     Ok(())
 }
 
-/// `go1.26.8`
-fn can_build_helm(version: &str) -> bool {
+/// `go1.26.8`, of the Go that is installed: one that would fetch a newer one for itself does not.
+pub(crate) fn go_version(program: &Path) -> Option<String> {
+    let output =
+        Command::new(program).args(["env", "GOVERSION"]).env("GOTOOLCHAIN", "local").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Whether it is that one or a newer one.
+pub(crate) fn is_go(version: &str, least: (u32, u32)) -> bool {
     let mut numbers = version.trim_start_matches("go").split('.').map(|number| number.parse::<u32>().ok());
     let version = (numbers.next().flatten(), numbers.next().flatten());
-    version >= (Some(1), Some(24))
+    version >= (Some(least.0), Some(least.1))
 }
 
 #[cfg(test)]
@@ -160,7 +167,7 @@ mod tests {
     #[test]
     fn an_old_go_is_told_from_a_new_one() {
         for (version, can) in [("go1.26.8", true), ("go1.24", true), ("go1.19.8", false), ("", false)] {
-            assert_eq!(can_build_helm(version), can, "{version}");
+            assert_eq!(is_go(version, (1, 24)), can, "{version}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How long a sandbox takes, beside everybody else who can start a program here: measures, and makes a
 //! table and a plot of what was measured. The raw data stays beside them, and both can be made of it anew.
 
+mod peers;
 mod phases;
 mod plot;
 mod report;
@@ -14,10 +15,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cargo, packages};
 use samples::Samples;
-
-/// What Debian has of those to be compared with. Each is installed by itself, so that one that is missing
-/// doesn't keep the others away.
-const PEERS: &[&str] = &["bubblewrap", "runc", "crun", "podman", "docker.io", "isolate", "nsjail"];
 
 /// For the file tree that all of them run the programs in.
 const TOOLS: &[&str] = &["docker-registry", "gcc", "libc6-dev", "mmdebstrap"];
@@ -38,34 +35,23 @@ pub(crate) fn main(words: &[String]) -> Result<ExitCode> {
 
 fn sandboxes(quick: bool) -> Result<ExitCode> {
     packages::install(TOOLS)?;
-    let left_out = install_peers();
+    let peers = peers::install()?;
     let folder = cargo::target().join("bench");
     fs::create_dir_all(&folder).context("make a folder for what is measured")?;
     let raw = folder.join("sandboxes.json");
     let path = raw.to_str().context("the target folder's name is no text")?;
     let mut words = vec!["bench", "--package", "sandglass", "--bench", "sandboxes", "--", path];
     words.extend(quick.then_some("--quick"));
-    cargo::run(&words, &[])?;
-    report(&raw, &left_out)
-}
-
-/// Installs those that there are; says which there are not.
-fn install_peers() -> Vec<(String, String)> {
-    let mut left_out = Vec::new();
-    for name in PEERS {
-        if packages::install(&[name]).is_err() {
-            let why = "Debian has no such package here, or it can't be installed";
-            left_out.push(((*name).to_owned(), why.to_owned()));
-        }
-    }
-    left_out
+    cargo::run(&words, &[("PATH", &peers.path)])?;
+    report(&raw, &peers.left_out)
 }
 
 /// Beside the raw data, with its name.
 fn report(raw: &Path, left_out: &[(String, String)]) -> Result<ExitCode> {
     let bytes = fs::read(raw).with_context(|| format!("read {}", raw.display()))?;
     let mut samples = Samples::read(&bytes).with_context(|| format!("read {}", raw.display()))?;
-    samples.left_out.extend(left_out.iter().cloned());
+    let measured: Vec<_> = samples.subjects.iter().map(|(name, _)| name.clone()).collect();
+    peers::explain(&mut samples.left_out, |name| measured.iter().any(|other| other == name), left_out);
     let (table, drawing) = (raw.with_extension("md"), raw.with_extension("svg"));
     let text = report::markdown(&samples);
     fs::write(&table, &text).with_context(|| format!("write {}", table.display()))?;

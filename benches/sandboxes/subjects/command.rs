@@ -11,7 +11,7 @@ use support::Finished;
 
 use super::Subject;
 use crate::load::{self, Client, Mode, Sample};
-use crate::workbench::{PATH, Program, Workbench};
+use crate::workbench::{PATH, PROGRAMS, Program, Workbench};
 
 /// The command line for one run of a program.
 type Line = Arc<dyn Fn(&Program) -> Command + Send + Sync>;
@@ -107,4 +107,35 @@ pub(crate) fn bwrap(workbench: &Workbench) -> Result<Commands> {
         command
     };
     Ok(Commands { name: "bwrap", what, line: Arc::new(line) })
+}
+
+/// In its user namespace a `/proc` is mounted, which not every machine allows.
+pub(crate) fn nsjail(workbench: &Workbench) -> Result<Commands> {
+    let program = installed("nsjail")?;
+    let first = nsjail_with(&program, workbench, &[]);
+    if first.try_out(&PROGRAMS[0]).is_ok() {
+        Ok(first)
+    } else {
+        Ok(nsjail_with(&program, workbench, &["--disable_proc"]))
+    }
+}
+
+/// Programs that it starts are to be as important as everybody's, and to have as many files, and as large ones, as a
+/// compiler needs.
+fn nsjail_with(program: &Path, workbench: &Workbench, more: &'static [&'static str]) -> Commands {
+    let words = more.iter().map(|word| format!(" {word}")).collect::<String>();
+    let what = format!(
+        "`nsjail -Mo --chroot … --user 99999 --group 99999 --tmpfsmount /tmp{words}`; limits of each process, no \
+         control groups"
+    );
+    let (program, root) = (program.to_owned(), workbench.root());
+    let line = move |run: &Program| {
+        let mut command = bare(&program);
+        command.args(["-Mo", "--really_quiet", "--chroot"]).arg(&root);
+        command.args(["--user", "99999", "--group", "99999", "--tmpfsmount", "/tmp", "--env", PATH]);
+        command.args(["--nice_level", "0", "--rlimit_as", "4096", "--rlimit_fsize", "64"]);
+        command.args(["--rlimit_nofile", "256"]).args(more).arg("--").args(run.argv);
+        command
+    };
+    Commands { name: "nsjail", what, line: Arc::new(line) }
 }

@@ -8,6 +8,9 @@ mod floor_b;
 mod bundle;
 mod command;
 mod containers;
+mod go_judge;
+mod http;
+mod isolate;
 
 use anyhow::Result;
 
@@ -42,6 +45,9 @@ pub(crate) fn all(workbench: &Workbench) -> (Vec<Box<dyn Subject>>, LeftOut) {
     add("floor B", floor_b::FloorB::new(workbench).map(|subject| Box::new(subject) as _));
     add("Sandglass", sandglass::Sandglass::new(workbench).map(|subject| Box::new(subject) as _));
     add("bwrap", command::bwrap(workbench).map(|subject| Box::new(subject) as _));
+    add("nsjail", command::nsjail(workbench).map(|subject| Box::new(subject) as _));
+    add("isolate", isolate::Isolate::new(workbench).map(|subject| Box::new(subject) as _));
+    add("go-judge", go_judge::GoJudge::new(workbench).map(|subject| Box::new(subject) as _));
     for runtime in ["runc", "crun"] {
         add(runtime, bundle::Bundles::new(runtime, workbench).map(|subject| Box::new(subject) as _));
     }

@@ -202,11 +202,11 @@ mod tests {
     #[test]
     fn everybody_who_was_measured_is_drawn() {
         let drawing = svg(&some());
-        for subject in ["floor A", "floor B", "Sandglass", "docker"] {
+        for subject in ["floor A", "floor B", "Sandglass", "go-judge", "docker"] {
             // Beside its bar and at the end of its line.
             assert_eq!(drawing.matches(&format!(">{subject}<")).count(), 2, "{subject}");
         }
-        assert_eq!(drawing.matches("<polyline").count(), 4);
+        assert_eq!(drawing.matches("<polyline").count(), 5);
         assert!(drawing.starts_with("<svg ") && drawing.ends_with("</svg>\n"));
         assert!(!drawing.contains("NaN") && !drawing.contains("inf"));
     }

@@ -166,6 +166,10 @@ fn goals(text: &mut String, samples: &Samples) {
     for (peer, factor) in [("bwrap", 3.0), ("runc", 15.0), ("docker", 100.0)] {
         goal(&format!("{peer}'s p50 ÷ ours"), format!("≥ {factor}"), at_least(factor, p50(peer), ours));
     }
+    let p50_ahead = at_least(1.0, p50("go-judge"), ours);
+    goal("go-judge's p50 ÷ ours: ahead of it", "> 1".into(), p50_ahead);
+    let rate_ahead = at_least(1.0, rate("Sandglass", 2 * samples.cores), rate("go-judge", 2 * samples.cores));
+    goal("rate with 2 × cores clients ÷ go-judge's: ahead of it", "> 1".into(), rate_ahead);
     let burst = samples.crowd("Sandglass", program, "burst").map(Merged::last_answer);
     let bound = rate("Sandglass", 2 * samples.cores).map(|rate| 100.0 / rate * 1000.0 + 100.0);
     let wanted = bound.map_or(NOTHING.into(), |bound| format!("≤ {}", ms(bound)));
@@ -206,6 +210,9 @@ mod tests {
             "| rate with one client ÷ floor B's with one spawner | ≥ 0.8 | 0.75 | missed |",
             "| rate with 2 × cores clients ÷ floor B's on all cores | ≥ 0.8 | – | not measured |",
             "| docker's p50 ÷ ours | ≥ 100 | 148 | reached |",
+            "| bwrap's p50 ÷ ours | ≥ 3 | – | not measured |",
+            "| go-judge's p50 ÷ ours: ahead of it | > 1 | 1.25 | reached |",
+            "| rate with 2 × cores clients ÷ go-judge's: ahead of it | > 1 | 1.25 | reached |",
             "- Left out: **nsjail**, because: it is not there.",
         ] {
             assert!(text.contains(line), "{line}\nis not in\n{text}");

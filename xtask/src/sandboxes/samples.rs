@@ -144,11 +144,17 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Two rounds of two subjects that take 1 and 2 ms, and one that is slow and was asked little.
+    /// Two rounds of subjects that take 1 to 2.5 ms, and of one that is slow and was asked little.
     pub(in super::super) fn some() -> Samples {
         let mut measures = Vec::new();
-        for (subject, us) in [("floor A", 1000), ("floor B", 1500), ("Sandglass", 2000), ("docker", 300_000)]
-        {
+        let subjects = [
+            ("floor A", 1000),
+            ("floor B", 1500),
+            ("Sandglass", 2000),
+            ("go-judge", 2500),
+            ("docker", 300_000),
+        ];
+        for (subject, us) in subjects {
             for round in 0..2 {
                 let measure = |mode: &str, clients: u64, runs: u64| {
                     json!({
@@ -163,9 +169,9 @@ pub(super) mod tests {
                 }
             }
         }
-        let subjects: Vec<_> = ["floor A", "floor B", "Sandglass", "docker"]
+        let subjects: Vec<_> = subjects
             .iter()
-            .map(|name| json!({ "name": name, "what": format!("{name} & what it is") }))
+            .map(|(name, _)| json!({ "name": name, "what": format!("{name} & what it is") }))
             .collect();
         let all = json!({
             "machine": { "kernel": "6.1", "cores": 2 }, "quick": true, "rounds": 2, "subjects": subjects,
