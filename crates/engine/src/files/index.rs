@@ -42,13 +42,15 @@ pub(super) struct Index {
     next_turn: u64,
     /// Of the files and of what is reserved.
     bytes: u64,
+    /// Of those files that nobody holds: all of it could go. Whoever waits for room asks often.
+    idle_bytes: u64,
     dropped: Vec<Key>,
 }
 
 impl Index {
     pub(super) fn new(bytes_max: u64) -> Self {
         let (files, order) = (HashMap::new(), BTreeMap::new());
-        Self { bytes_max, files, order, next_turn: 0, bytes: 0, dropped: Vec::new() }
+        Self { bytes_max, files, order, next_turn: 0, bytes: 0, idle_bytes: 0, dropped: Vec::new() }
     }
 
     /// Adds a file, or says of one that is there already that it is kept from now on.
@@ -60,6 +62,7 @@ impl Index {
         let turn = self.next_turn(&key);
         self.files.insert(key, Entry { len, expires, turn, leases: 0, doomed: false });
         self.bytes += len;
+        self.idle_bytes += len;
     }
 
     pub(super) fn look(&self, key: &Key, now: SystemTime) -> Option<(u64, SystemTime)> {
@@ -72,6 +75,9 @@ impl Index {
         let entry = self.files.get_mut(key).filter(|entry| entry.is_there(now))?;
         entry.leases += 1;
         let len = entry.len;
+        if entry.leases == 1 {
+            self.idle_bytes -= len;
+        }
         self.use_now(key);
         Some(len)
     }
@@ -79,7 +85,11 @@ impl Index {
     pub(super) fn let_go(&mut self, key: &Key) {
         let Some(entry) = self.files.get_mut(key) else { return };
         entry.leases -= 1;
-        if entry.doomed && entry.leases == 0 {
+        if entry.leases > 0 {
+            return;
+        }
+        self.idle_bytes += entry.len;
+        if entry.doomed {
             self.drop_file(key);
         }
     }
@@ -107,8 +117,7 @@ impl Index {
 
     /// Whether there would be so much room if everything went that is not in use, and `given_up` came back.
     pub(super) fn could_hold(&self, bytes: u64, given_up: u64) -> bool {
-        let idle: u64 = self.files.values().filter(|entry| entry.leases == 0).map(|entry| entry.len).sum();
-        self.bytes.saturating_sub(idle + given_up).saturating_add(bytes) <= self.bytes_max
+        self.bytes.saturating_sub(self.idle_bytes + given_up).saturating_add(bytes) <= self.bytes_max
     }
 
     fn make_room(&mut self, bytes: u64) -> bool {
@@ -152,9 +161,11 @@ impl Index {
         self.bytes.saturating_add(bytes) <= self.bytes_max
     }
 
+    /// One that nobody holds.
     fn drop_file(&mut self, key: &Key) {
         if let Some(entry) = self.files.remove(key) {
             self.bytes -= entry.len;
+            self.idle_bytes -= entry.len;
             self.order.remove(&entry.turn);
             self.dropped.push(key.clone());
         }

@@ -65,6 +65,28 @@ async fn the_least_recently_used_goes_first_and_never_one_that_is_in_use() {
 }
 
 #[tokio::test]
+async fn there_could_be_as_much_room_as_nobody_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = open(dir.path(), 2000);
+    let most = || (0..=2000).rev().find(|bytes| files.could_hold(*bytes, 0));
+    let (one, other) = (put(&files, "", &[1; 400]).await.unwrap(), put(&files, "", &[2; 300]).await.unwrap());
+    assert_eq!(most(), Some(2000));
+    let leases = [files.lease(&one).unwrap(), files.lease(&one).unwrap()];
+    assert_eq!(most(), Some(1600));
+    // Neither that it comes again nor that it is removed makes it anybody's less.
+    put(&files, "", &[1; 400]).await.unwrap();
+    assert!(files.remove(&one));
+    let [first, last] = leases;
+    drop(first);
+    assert_eq!(most(), Some(1600));
+    drop(last);
+    assert!(files.remove(&other));
+    assert_eq!((most(), files.counts()), (Some(2000), FileCounts::default()));
+    put(&files, "", &[3; 900]).await.unwrap();
+    assert_eq!(most(), Some(2000));
+}
+
+#[tokio::test]
 async fn a_file_in_use_is_read_to_its_end_although_its_owner_has_removed_it() {
     let dir = tempfile::tempdir().unwrap();
     let files = open(dir.path(), 1000);
