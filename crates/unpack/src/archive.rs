@@ -279,9 +279,15 @@ impl<'a> Archive<'a> {
     /// Leaves the current member behind.
     fn skip(&mut self) -> Result<(), UnpackError> {
         self.left += std::mem::take(&mut self.padding);
-        let mut buf = [0; 16 * 1024];
+        if self.left <= BLOCK as u64 {
+            return self.pass(&mut [0; BLOCK]);
+        }
+        self.pass(&mut [0; 16 * 1024])
+    }
+
+    fn pass(&mut self, buf: &mut [u8]) -> Result<(), UnpackError> {
         while self.left > 0 {
-            self.read(&mut buf)?;
+            self.read(buf)?;
         }
         Ok(())
     }

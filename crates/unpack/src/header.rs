@@ -43,11 +43,12 @@ impl Raw {
 
 /// The sum was once taken over signed bytes, so either is right.
 fn check_sum(block: &[u8; BLOCK], sum: i64) -> Result<(), &'static str> {
-    let bytes =
-        || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
-    let unsigned: i64 = bytes().map(i64::from).sum();
-    let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
-    if sum == unsigned || sum == signed { Ok(()) } else { Err("a header has a wrong checksum") }
+    let mut block = *block;
+    block[148..156].fill(b' ');
+    let unsigned: i32 = block.iter().map(|byte| i32::from(*byte)).sum();
+    let signed = || block.iter().map(|byte| i32::from(*byte as i8)).sum::<i32>();
+    let is_right = sum == i64::from(unsigned) || sum == i64::from(signed());
+    if is_right { Ok(()) } else { Err("a header has a wrong checksum") }
 }
 
 /// Octal digits between blanks, or base 256 where the first bit is set.

@@ -30,17 +30,25 @@ pub fn layer(
     job: &Job,
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<Report, UnpackError> {
+    with(input, root, job, Second::default(), mark_opaque)
+}
+
+/// The same, with as many hands as somebody wants.
+pub(crate) fn with(
+    input: impl Read,
+    root: OwnedFd,
+    job: &Job,
+    second: Second,
+    mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> Result<Report, UnpackError> {
     let archive = Archive::new(Stream::new(input, job)?, job.limits.clone());
-    let tree = Tree::new(root, job.limits.clone(), mark_opaque);
-    let second = Second::default();
-    Unpacker { archive, tree, second, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }
-        .run()
+    let tree = Tree::new(root, job.limits.clone(), second, mark_opaque);
+    Unpacker { archive, tree, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }.run()
 }
 
 struct Unpacker<'a> {
     archive: Archive<'a>,
     tree: Tree<'a>,
-    second: Second,
     job: &'a Job,
     entries: u64,
     skipped: u64,
@@ -51,29 +59,41 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn run(mut self) -> Result<Report, UnpackError> {
+        let read = self.entries();
+        // What the second hand could not do comes first: it was before whatever could not be read.
+        self.tree.finish_files()?;
+        read?;
+        self.tree.finish()?;
+        self.report()
+    }
+
+    fn entries(&mut self) -> Result<(), UnpackError> {
         while let Some(entry) = self.archive.next()? {
             self.entries += 1;
             if self.entries > self.job.limits.entries && walls::stands("layer_entries") {
                 return Err(UnpackError::too_large("entries", self.job.limits.entries));
             }
-            self.entry(&entry)?;
+            self.entry(entry)?;
         }
-        self.tree.finish()?;
-        self.report()
+        Ok(())
     }
 
-    fn entry(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+    fn entry(&mut self, entry: Entry) -> Result<(), UnpackError> {
         let limits = &self.job.limits;
         let path = Path::parse(&entry.path, limits)?;
         if self.marker(&path)? {
             return Ok(());
         }
         match &entry.kind {
-            Kind::File { size, stretches } => self.file(&path, entry, *size, stretches.as_deref()),
-            Kind::Dir => self.tree.directory(&path, entry),
-            Kind::Symlink(target) => self.tree.symlink(&path, target, entry),
+            Kind::File { size, stretches: None } if *size <= SMALL_BYTES => {
+                let size = *size;
+                self.small(path, entry, size)
+            }
+            Kind::File { size, stretches } => self.file(&path, &entry, *size, stretches.as_deref()),
+            Kind::Dir => self.tree.directory(&path, &entry),
+            Kind::Symlink(target) => self.tree.symlink(&path, target, &entry),
             Kind::Hardlink(target) => self.tree.hardlink(&path, &Path::parse(target, limits)?),
-            Kind::Fifo => self.tree.fifo(&path, entry),
+            Kind::Fifo => self.tree.fifo(&path, &entry),
             Kind::Other => {
                 self.skipped += 1;
                 Ok(())
@@ -108,17 +128,8 @@ impl Unpacker<'_> {
         size: u64,
         stretches: Option<&[Stretch]>,
     ) -> Result<(), UnpackError> {
-        self.logical = self.logical.saturating_add(size);
-        if self.logical > self.job.limits.bytes && walls::stands("layer_holes") {
-            return Err(UnpackError::too_large("bytes", self.job.limits.bytes));
-        }
-        let meta = Meta::of(entry);
-        let mut file = File::from(self.tree.file(path, meta.mode())?);
-        if stretches.is_none() && size <= SMALL_BYTES {
-            let content = self.content(size)?;
-            let (path, xattrs) = (path.join(), entry.xattrs.clone());
-            return self.second.fill(Small { file, path, content, meta, xattrs });
-        }
+        self.count(size)?;
+        let mut file = File::from(self.tree.file(path, Meta::of(entry).mode())?);
         let whole = [(0, size)];
         for (offset, len) in stretches.unwrap_or(&whole) {
             self.stretch(&mut file, path, *offset, *len)?;
@@ -130,6 +141,21 @@ impl Unpacker<'_> {
             ftruncate(&file, size).map_err(fail)?;
         }
         self.tree.close(&file.into(), path, entry)
+    }
+
+    fn small(&mut self, path: Path, entry: Entry, size: u64) -> Result<(), UnpackError> {
+        self.count(size)?;
+        let (directory, is_free) = self.tree.spot(&path)?;
+        let (meta, content) = (Meta::of(&entry), self.content(size)?);
+        self.tree.small(Small { directory, path, content, meta, xattrs: entry.xattrs }, is_free)
+    }
+
+    fn count(&mut self, size: u64) -> Result<(), UnpackError> {
+        self.logical = self.logical.saturating_add(size);
+        if self.logical > self.job.limits.bytes && walls::stands("layer_holes") {
+            return Err(UnpackError::too_large("bytes", self.job.limits.bytes));
+        }
+        Ok(())
     }
 
     /// The whole of a small file.
@@ -166,7 +192,6 @@ impl Unpacker<'_> {
 
     fn report(self) -> Result<Report, UnpackError> {
         let (compression, tree) = (self.archive.stream().compression(), self.tree);
-        let lost = self.second.finish()?;
         let (compressed_bytes, bytes, diff_id) = self.archive.finish()?;
         if diff_id != self.job.diff_id && walls::stands("diff_id") {
             return Err(UnpackError::DiffId { expected: self.job.diff_id.clone(), found: diff_id });
@@ -188,8 +213,8 @@ impl Unpacker<'_> {
             root_opaque,
             root_described,
             skipped: self.skipped,
-            dropped_xattrs: tree.lost.xattrs + lost.xattrs,
-            squashed_owners: tree.lost.owners + lost.owners,
+            dropped_xattrs: tree.lost.xattrs,
+            squashed_owners: tree.lost.owners,
             implicit_dirs: dirs.implicit,
             special_dirs: dirs.special,
             dirs_cut: dirs.cut,

@@ -1,6 +1,6 @@
 //! One layer, safely: the compressed stream of a stranger becomes a tree of files below one
 //! directory, or such a tree an archive again. It reads a pipe and writes files; it knows no network, no registry and no other layer,
-//! and it expects to run in a jail that has nothing else. A second thread helps where there are many files.
+//! and it expects to run in a jail that has nothing else. A second thread makes files as well where there are many.
 
 mod archive;
 mod contents;
@@ -11,6 +11,7 @@ mod job;
 mod layer;
 mod looks;
 mod member;
+mod names;
 mod pack;
 mod path;
 mod pax;

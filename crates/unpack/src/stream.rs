@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io::{self, BufReader, Read};
+use std::mem::take;
 use std::rc::Rc;
 
 use flate2::bufread::MultiGzDecoder;
@@ -14,6 +15,7 @@ use crate::job::{Compression, Job, Limits};
 /// The largest zstd window that is accepted: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 const BUFFER_BYTES: usize = 128 * 1024;
+const AHEAD_BYTES: usize = 32 * 1024;
 
 /// The archive's bytes, watched.
 pub(crate) struct Stream<'a> {
@@ -23,6 +25,10 @@ pub(crate) struct Stream<'a> {
     hash: Hash,
     bytes: u64,
     limits: Limits,
+    /// What was read ahead, because a header at a time costs the decoder and the hash several times as much.
+    ahead: Vec<u8>,
+    given: usize,
+    read: usize,
 }
 
 impl<'a> Stream<'a> {
@@ -45,15 +51,17 @@ impl<'a> Stream<'a> {
             Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
             Compression::Zstd => Box::new(zstd(input).map_err(from_read)?),
         };
-        Ok(Self { inner, compression, compressed, hash, bytes: 0, limits: limits.clone() })
+        let (limits, ahead) = (limits.clone(), vec![0; AHEAD_BYTES]);
+        Ok(Self { inner, compression, compressed, hash, bytes: 0, limits, ahead, given: 0, read: 0 })
     }
 
     pub(crate) fn compression(&self) -> Compression {
         self.compression
     }
 
+    /// How many bytes were taken from it.
     pub(crate) fn position(&self) -> u64 {
-        self.bytes
+        self.bytes - (self.read - self.given) as u64
     }
 
     pub(crate) fn compressed_bytes(&self) -> u64 {
@@ -63,6 +71,13 @@ impl<'a> Stream<'a> {
     /// Of everything that was read, which must be everything there was.
     pub(crate) fn digest(self) -> String {
         self.hash.finish()
+    }
+
+    /// Counts and hashes what was just read.
+    fn watch(&mut self, read: &[u8]) -> io::Result<()> {
+        self.hash.update(read);
+        self.bytes += read.len() as u64;
+        self.check().map_err(io::Error::other)
     }
 
     fn check(&self) -> Result<(), UnpackError> {
@@ -80,11 +95,21 @@ impl<'a> Stream<'a> {
 
 impl Read for Stream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
-        self.hash.update(&buf[..read]);
-        self.bytes += read as u64;
-        self.check().map_err(io::Error::other)?;
-        Ok(read)
+        if self.given == self.read {
+            if buf.len() >= AHEAD_BYTES {
+                let read = self.inner.read(buf)?;
+                self.watch(&buf[..read])?;
+                return Ok(read);
+            }
+            let mut ahead = take(&mut self.ahead);
+            let read = self.inner.read(&mut ahead);
+            let watched = read.and_then(|read| self.watch(&ahead[..read]).map(|()| read));
+            self.ahead = ahead;
+            (self.given, self.read) = (0, watched?);
+        }
+        let given = (&self.ahead[self.given..self.read]).read(buf)?;
+        self.given += given;
+        Ok(given)
     }
 }
 

@@ -2,11 +2,12 @@
 //! bring along stands here; how a path is found stands in `walk`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
 use nix::unistd::{fchownat, linkat, symlinkat};
 
@@ -15,6 +16,7 @@ use crate::archive::Entry;
 use crate::job::Limits;
 use crate::looks::{Lost, Meta, set_xattrs};
 use crate::path::Path;
+use crate::second::{Second, Small};
 use crate::walk::{self, Handle, Made, Walker, beneath, is_whiteout, os};
 
 /// Marks a directory of the layer, as only the privileged side can.
@@ -34,6 +36,7 @@ pub(crate) struct Counts {
 
 pub(crate) struct Tree<'a> {
     walker: Walker,
+    second: Second,
     mark_opaque: MarkOpaque<'a>,
     /// Every directory, with what its entry said or nothing if it had none.
     pub(crate) dirs: BTreeMap<Path, Option<Meta>>,
@@ -43,9 +46,10 @@ pub(crate) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    pub(crate) fn new(root: OwnedFd, limits: Limits, mark_opaque: MarkOpaque<'a>) -> Self {
+    pub(crate) fn new(root: OwnedFd, limits: Limits, second: Second, mark_opaque: MarkOpaque<'a>) -> Self {
         Self {
             walker: Walker::new(root, limits),
+            second,
             mark_opaque,
             dirs: BTreeMap::new(),
             dir_bytes: 0,
@@ -58,6 +62,7 @@ impl<'a> Tree<'a> {
         let fail = |doing, error: io::Error| UnpackError::io(doing, &path.join(), &error);
         if let Some((parent, name)) = path.split() {
             let parent = self.parent(&parent)?;
+            self.take(&parent, name)?;
             let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno.into()))?;
             let is_dir = existing.as_ref().is_some_and(|stat| walk::kind(stat) == SFlag::S_IFDIR);
             if !is_dir {
@@ -80,14 +85,31 @@ impl<'a> Tree<'a> {
         let fail = |errno: Errno| UnpackError::io("create", &path.join(), &errno.into());
         let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
         let parent = self.parent(&parent)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(&*parent, os(name), flags, mode) {
+        self.take(&parent, name)?;
+        match walk::create(&parent, name, mode) {
             Err(Errno::EEXIST) => {
                 let (parent, name) = self.place(path)?;
-                openat(&*parent, os(&name), flags, mode).map_err(fail)
+                walk::create(&parent, &name, mode).map_err(fail)
             }
             result => result.map_err(fail),
         }
+    }
+
+    /// Where a file is to be made, and whether nothing has been in its place.
+    pub(crate) fn spot(&mut self, path: &Path) -> Result<(Handle, bool), UnpackError> {
+        let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
+        let directory = self.parent(&parent)?;
+        let is_free = self.walker.take(&directory, name);
+        Ok((directory, is_free))
+    }
+
+    /// Makes the whole of a small file, by whichever hand if nothing has been in its place.
+    pub(crate) fn small(&mut self, small: Small, is_free: bool) -> Result<(), UnpackError> {
+        if is_free {
+            return self.second.make(small);
+        }
+        let mut file = File::from(self.file(&small.path, small.meta.mode())?);
+        small.fill(&mut file, &mut self.lost)
     }
 
     pub(crate) fn close(&mut self, file: &OwnedFd, path: &Path, entry: &Entry) -> Result<(), UnpackError> {
@@ -129,7 +151,9 @@ impl<'a> Tree<'a> {
         };
         let fail = |doing, errno: Errno| UnpackError::io(doing, &path.join(), &errno.into());
         let (target_parent, target_name) = target.split().ok_or_else(missing)?;
-        let target_parent = self.walker.find(&target_parent)?.ok_or_else(missing)?;
+        // What it leads to may be on its way.
+        self.second.wait()?;
+        let target_parent = self.find(&target_parent)?.ok_or_else(missing)?;
         let found = walk::stat(target_parent.as_fd(), target_name).map_err(|errno| fail("look at", errno))?;
         let found = found.filter(|stat| !is_whiteout(stat)).ok_or_else(missing)?;
         if walk::kind(&found) == SFlag::S_IFDIR {
@@ -137,6 +161,7 @@ impl<'a> Tree<'a> {
         }
         let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
         let parent = self.parent(&parent)?;
+        self.take(&parent, name)?;
         let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno))?;
         if existing.is_some_and(|stat| (stat.st_dev, stat.st_ino) == (found.st_dev, found.st_ino)) {
             return Ok(());
@@ -154,6 +179,7 @@ impl<'a> Tree<'a> {
     pub(crate) fn whiteout(&mut self, parent: &Path, name: &[u8]) -> Result<(), UnpackError> {
         let fail = |doing, error: io::Error| UnpackError::io(doing, name, &error);
         let parent = self.parent(parent)?;
+        self.take(&parent, name)?;
         let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail("look at", errno.into()))?;
         match existing.as_ref().map(walk::kind) {
             None => {
@@ -185,6 +211,14 @@ impl<'a> Tree<'a> {
         self.opaque(dir.as_fd()).map_err(fail)
     }
 
+    /// Returns when every file is there.
+    pub(crate) fn finish_files(&mut self) -> Result<(), UnpackError> {
+        let lost = self.second.finish()?;
+        self.lost.owners += lost.owners;
+        self.lost.xattrs += lost.xattrs;
+        Ok(())
+    }
+
     /// Describes the directories, the deepest first: until now entries could change their times.
     pub(crate) fn finish(&mut self) -> Result<(), UnpackError> {
         let dirs = std::mem::take(&mut self.dirs);
@@ -193,12 +227,9 @@ impl<'a> Tree<'a> {
             let fail = |error: io::Error| UnpackError::io("describe", &path.join(), &error);
             let dir = match path.split() {
                 None => self
-                    .walker
                     .find(path)?
                     .map(|root| beneath(root.as_fd(), b".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)),
-                Some((parent, name)) => {
-                    self.walker.find(&parent)?.map(|parent| open_dir(parent.as_fd(), name))
-                }
+                Some((parent, name)) => self.find(&parent)?.map(|parent| open_dir(parent.as_fd(), name)),
             };
             match dir {
                 // A later entry took its place.
@@ -215,13 +246,32 @@ impl<'a> Tree<'a> {
     fn place(&mut self, path: &Path) -> Result<(Handle, Vec<u8>), UnpackError> {
         let (parent, name) = path.split().ok_or_else(|| root_must_be_a_directory(path))?;
         let parent = self.parent(&parent)?;
+        self.take(&parent, name)?;
         let fail = |error: io::Error| UnpackError::io("replace", &path.join(), &error);
         let existing = walk::stat(parent.as_fd(), name).map_err(|errno| fail(errno.into()))?;
         self.clear(&parent, name, existing.as_ref()).map_err(fail)?;
         Ok((parent, name.to_vec()))
     }
 
+    /// Whatever is under the name, or is on its way there, is there now.
+    fn take(&mut self, directory: &Handle, name: &[u8]) -> Result<(), UnpackError> {
+        if self.walker.take(directory, name) { Ok(()) } else { self.second.wait() }
+    }
+
+    /// As long as nothing is on its way.
+    fn find(&mut self, path: &Path) -> Result<Option<Handle>, UnpackError> {
+        if let Some(found) = self.walker.open(path)? {
+            return Ok(Some(found));
+        }
+        self.walker.find(path)
+    }
+
     fn parent(&mut self, path: &Path) -> Result<Handle, UnpackError> {
+        if let Some(found) = self.walker.open(path)? {
+            return Ok(found);
+        }
+        // What is not there may be on its way.
+        self.second.wait()?;
         let mut made = Vec::new();
         let parent = self.walker.make(path, &mut made)?;
         for made in made {

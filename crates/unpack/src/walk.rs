@@ -6,16 +6,18 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::UnpackError;
 use crate::job::Limits;
+use crate::names::Names;
 use crate::path::Path;
 
 /// As many links as the kernel follows in one path.
@@ -34,51 +36,75 @@ pub(crate) enum Made {
 pub(crate) struct Walker {
     root: OwnedFd,
     limits: Limits,
+    names: Names,
     /// Directories that were opened lately, by the path that led there. Creating files changes none
     /// of them; removing a directory or a link may, and empties it.
-    cache: HashMap<Path, std::rc::Rc<OwnedFd>>,
+    cache: HashMap<Path, Handle>,
 }
 
-pub(crate) type Handle = std::rc::Rc<OwnedFd>;
+/// An open directory, to make something in.
+pub(crate) struct Folder {
+    fd: OwnedFd,
+    inode: u64,
+}
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+pub(crate) type Handle = Arc<Folder>;
 
 impl Walker {
     pub(crate) fn new(root: OwnedFd, limits: Limits) -> Self {
-        Self { root, limits, cache: HashMap::new() }
+        Self { root, limits, names: Names::default(), cache: HashMap::new() }
     }
 
     pub(crate) fn forget(&mut self) {
         self.cache.clear();
     }
 
+    /// Takes a name that something is about to be made under. Whether nothing ever was.
+    pub(crate) fn take(&mut self, directory: &Handle, name: &[u8]) -> bool {
+        self.names.take(directory.inode, name)
+    }
+
     /// Opens a directory if it is there, however links of the layer lead to it.
     pub(crate) fn find(&mut self, path: &Path) -> Result<Option<Handle>, UnpackError> {
-        self.open(path, None)
+        let found = self.walk(path, None)?;
+        found.map(|found| self.keep(path, found)).transpose()
     }
 
     /// Opens a directory and makes what is missing on the way.
     pub(crate) fn make(&mut self, path: &Path, made: &mut Vec<Made>) -> Result<Handle, UnpackError> {
-        let found = self.open(path, Some(made))?;
-        found.ok_or_else(|| UnpackError::entry(&path.join(), "its directory can't be made"))
+        let found = self.walk(path, Some(made))?;
+        let found = found.ok_or_else(|| UnpackError::entry(&path.join(), "its directory can't be made"))?;
+        self.keep(path, found)
     }
 
-    fn open(&mut self, path: &Path, made: Option<&mut Vec<Made>>) -> Result<Option<Handle>, UnpackError> {
+    /// Opens a directory to which directories alone lead, if they are all there. Nothing that is made by somebody
+    /// else meanwhile, where nothing was, makes a difference.
+    pub(crate) fn open(&mut self, path: &Path) -> Result<Option<Handle>, UnpackError> {
         if let Some(found) = self.cache.get(path) {
             return Ok(Some(Handle::clone(found)));
         }
-        let found = match self.open_plainly(path) {
-            Ok(found) => found,
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => match self.walk(path, made)? {
-                Some(found) => found,
-                None => return Ok(None),
-            },
-            Err(errno) => return Err(UnpackError::io("open directory", &path.join(), &errno.into())),
-        };
+        match self.open_plainly(path) {
+            Ok(found) => self.keep(path, found).map(Some),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(errno) => Err(UnpackError::io("open directory", &path.join(), &errno.into())),
+        }
+    }
+
+    fn keep(&mut self, path: &Path, fd: OwnedFd) -> Result<Handle, UnpackError> {
+        let inode =
+            fstat(&fd).map_err(|errno| UnpackError::io("look at", &path.join(), &errno.into()))?.st_ino;
         if self.cache.len() >= MOST_CACHED {
             self.cache.clear();
         }
-        let found = Handle::new(found);
+        let found = Handle::new(Folder { fd, inode });
         self.cache.insert(path.clone(), Handle::clone(&found));
-        Ok(Some(found))
+        Ok(found)
     }
 
     /// Where no link is on the way, the kernel does it in one call.
@@ -87,13 +113,18 @@ impl Walker {
         beneath(self.root.as_fd(), &joined, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
 
-    fn walk(&self, path: &Path, mut made: Option<&mut Vec<Made>>) -> Result<Option<OwnedFd>, UnpackError> {
+    fn walk(
+        &mut self,
+        path: &Path,
+        mut made: Option<&mut Vec<Made>>,
+    ) -> Result<Option<OwnedFd>, UnpackError> {
+        let Self { root, limits, names, .. } = self;
         let fail = |doing, error: Errno| UnpackError::io(doing, &path.join(), &error.into());
         let mut ahead: Vec<Vec<u8>> = path.names().iter().rev().cloned().collect();
         let mut behind: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
         let mut links = 0;
         while let Some(name) = ahead.pop() {
-            let here = behind.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd());
+            let here = behind.last().map_or(root.as_fd(), |(_, fd)| fd.as_fd());
             match name.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
@@ -129,14 +160,16 @@ impl Walker {
                     }
                     mkdirat(here, os(&name), Mode::from_bits_truncate(0o755))
                         .map_err(|errno| fail("make directory", errno))?;
+                    let inode = fstat(here).map_err(|errno| fail("look at", errno))?.st_ino;
+                    names.take(inode, &name);
                     let place = behind.iter().map(|(name, _)| name.as_slice()).chain([name.as_slice()]);
                     let place = place.collect::<Vec<_>>().join(&b'/');
-                    let place = Path::parse(&place, &self.limits)?;
+                    let place = Path::parse(&place, limits)?;
                     made.push(if hidden { Made::OpaqueDir(place) } else { Made::Dir(place) });
                 }
             }
-            if behind.len() == self.limits.depth {
-                return Err(UnpackError::too_large("names in a path", self.limits.depth as u64));
+            if behind.len() == limits.depth {
+                return Err(UnpackError::too_large("names in a path", limits.depth as u64));
             }
             let next = beneath(here, &name, OFlag::O_PATH | OFlag::O_DIRECTORY)
                 .map_err(|errno| fail("open directory", errno))?;
@@ -144,7 +177,7 @@ impl Walker {
         }
         match behind.pop() {
             Some((_, found)) => Ok(Some(found)),
-            None => beneath(self.root.as_fd(), b".", OFlag::O_PATH | OFlag::O_DIRECTORY)
+            None => beneath(root.as_fd(), b".", OFlag::O_PATH | OFlag::O_DIRECTORY)
                 .map(Some)
                 .map_err(|errno| fail("open directory", errno)),
         }
@@ -166,6 +199,12 @@ pub(crate) fn beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> nix::Re
             result => return result,
         }
     }
+}
+
+/// Makes an empty file where nothing is.
+pub(crate) fn create(dir: &Folder, name: &[u8], mode: Mode) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(dir, os(name), flags, mode)
 }
 
 pub(crate) fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<Option<FileStat>> {

@@ -1,4 +1,4 @@
-//! Layers of so many files that a second thread helps with them.
+//! Layers of so many files that a second thread makes some of them.
 
 use std::os::unix::fs::MetadataExt;
 
