@@ -2,8 +2,11 @@
 //! that the price of a long list is a few comparisons.
 //!
 //! The kernel walks the program for every call number when a filter is installed, and for every call
-//! whose answer depends on arguments. Both are as short as the tree is deep.
+//! whose answer depends on arguments. Both are as short as the tree is deep. It also translates it twice
+//! for every run, which takes as long as the program is: so an answer that many calls get stands there
+//! once, as far as jumps reach.
 
+use nix::errno::Errno;
 use nix::libc::{self, sock_filter};
 
 use super::policy::{Answer, Case, Decision, Policy};
@@ -73,33 +76,85 @@ fn ranges(policy: &Policy, unknown: Answer) -> Vec<Range<'_>> {
     ranges
 }
 
-/// Looks the loaded number up. Halves of the tree are skipped by unconditional jumps, because the
-/// others reach no further than 255 instructions.
+/// How far a conditional jump is let go: 255 instructions, less the one that may still come between.
+const REACH: usize = 254;
+
+/// Looks the loaded number up.
 fn tree(ranges: &[Range<'_>]) -> Vec<sock_filter> {
-    match ranges {
-        [] => Vec::new(),
-        [one] => leaf(one.to),
-        _ => {
-            let (low, high) = ranges.split_at(ranges.len() / 2);
-            let (below, above) = (tree(low), tree(high));
-            let mut code =
-                vec![jump(JUMP_IF_AT_LEAST, high[0].from, 0, 1), statement(JUMP, below.len() as u32)];
-            code.extend(below);
-            code.extend(above);
-            code
+    let mut code = Backwards::default();
+    let beginning = code.lookup(ranges);
+    if let Entry::Answer(_) = beginning {
+        code.within_reach(beginning);
+    }
+    code.last_to_first.reverse();
+    code.last_to_first
+}
+
+/// Written from its end to its beginning: jumps go forward only, so where they go is known by then.
+#[derive(Default)]
+struct Backwards {
+    last_to_first: Vec<sock_filter>,
+    /// Where answers stand.
+    answers: Vec<(Answer, usize)>,
+}
+
+/// Where a part of the tree begins, counted from the end; or that it is nothing but an answer.
+#[derive(Clone, Copy)]
+enum Entry {
+    At(usize),
+    Answer(Answer),
+}
+
+impl Backwards {
+    fn lookup(&mut self, ranges: &[Range<'_>]) -> Entry {
+        match ranges {
+            // There always is a range, from 0 on.
+            [] => Entry::Answer(Answer::Refuse(Errno::ENOSYS)),
+            [Range { to: Leaf::Plain(answer), .. }] => Entry::Answer(*answer),
+            [Range { to: Leaf::ByArgument(decision), .. }] => {
+                by_argument(decision).into_iter().rev().for_each(|instruction| {
+                    self.put(instruction);
+                });
+                Entry::At(self.last_to_first.len() - 1)
+            }
+            _ => {
+                let (low, high) = ranges.split_at(ranges.len() / 2);
+                let (above, below) = (self.lookup(high), self.lookup(low));
+                let (above, below) = (self.within_reach(above), self.within_reach(below));
+                let past = |at: usize| (self.last_to_first.len() - at - 1) as u8;
+                Entry::At(self.put(jump(JUMP_IF_AT_LEAST, high[0].from, past(above), past(below))))
+            }
+        }
+    }
+
+    fn put(&mut self, instruction: sock_filter) -> usize {
+        self.last_to_first.push(instruction);
+        self.last_to_first.len() - 1
+    }
+
+    /// What is too far away gets a step between, or, if it is an answer, stands there once more.
+    fn within_reach(&mut self, entry: Entry) -> usize {
+        let here = self.last_to_first.len();
+        match entry {
+            Entry::At(at) if here - at <= REACH => at,
+            Entry::At(at) => self.put(statement(JUMP, (here - at - 1) as u32)),
+            Entry::Answer(answer) => {
+                let last = self.answers.iter().rfind(|(other, _)| *other == answer);
+                if let Some((_, at)) = last.filter(|(_, at)| here - at <= REACH) {
+                    return *at;
+                }
+                let at = self.put(give(answer));
+                self.answers.push((answer, at));
+                at
+            }
         }
     }
 }
 
-fn leaf(leaf: Leaf<'_>) -> Vec<sock_filter> {
-    match leaf {
-        Leaf::Plain(answer) => vec![give(answer)],
-        Leaf::ByArgument(decision) => {
-            let mut code: Vec<_> = decision.cases.iter().flat_map(case).collect();
-            code.push(give(decision.otherwise));
-            code
-        }
-    }
+fn by_argument(decision: &Decision) -> Vec<sock_filter> {
+    let mut code: Vec<_> = decision.cases.iter().flat_map(case).collect();
+    code.push(give(decision.otherwise));
+    code
 }
 
 /// Tests one after the other; the first that fails jumps past the answer. A case has a handful of
@@ -141,8 +196,6 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use nix::errno::Errno;
-
     use super::super::policy::Test;
     use super::*;
 
