@@ -33,7 +33,7 @@ pub(crate) struct Fresh {
     /// It must not go while somebody counts on it.
     _hold: Hold,
     _permit: Option<OwnedSemaphorePermit>,
-    /// When its unpacking was begun, or a moment before.
+    /// When its unpacker was there and had nothing to write yet.
     begun: Instant,
 }
 

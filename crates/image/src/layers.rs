@@ -186,8 +186,7 @@ impl Pull {
         if let Some(had) = self.find_shown(&layer.name).await {
             return Ok(had);
         }
-        let begun = Instant::now();
-        let (report, commit) = self.unpack_one(layer).await?;
+        let (report, commit, begun) = self.unpack_one(layer).await?;
         puller.observer.layer_unpacked(begun.elapsed());
         if let Some(had) = self.show_proved(&layer.name).await? {
             return Ok(had);
@@ -205,8 +204,11 @@ impl Pull {
         self.set_aside(&layer.name, kept, commit, begun).await.map(Had::fresh)
     }
 
-    /// Nothing is kept before the commit.
-    async fn unpack_one(&self, layer: &Wanted) -> Result<(unpack::Report, Box<dyn Commit>), ImageError> {
+    /// Nothing is kept before the commit. Says also when the unpacker was there, before it was given anything.
+    async fn unpack_one(
+        &self,
+        layer: &Wanted,
+    ) -> Result<(unpack::Report, Box<dyn Commit>, Instant), ImageError> {
         let puller = &self.puller;
         let limits = unpack::Limits {
             bytes: puller.config.limits.image_bytes,
@@ -216,6 +218,7 @@ impl Pull {
         let job = unpack::Job { diff_id: layer.diff_id.clone(), limits, niceness: layer.niceness };
         let started = puller.shelf.store.unpack(&layer.name, &job).await;
         let mut unpacking = started.map_err(|error| self.store("start to unpack a layer", error))?;
+        let begun = Instant::now();
         let is_all = self.feed(layer, unpacking.as_mut()).await?;
         self.board.layer(layer.at, LayerState::Unpacking);
         let finished = unpacking.finish().await;
@@ -226,7 +229,7 @@ impl Pull {
         if !is_all {
             return Err(self.store("unpack a layer", io::Error::other("the unpacker did not read all of it")));
         }
-        Ok((report, commit))
+        Ok((report, commit, begun))
     }
 
     /// Hands every byte to the unpacker, and says whether it took them all. One that reads no more

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -329,7 +329,9 @@ pub(crate) struct Folder {
     pub(crate) opaque: Arc<Mutex<Vec<String>>>,
     /// How many layers were begun.
     pub(crate) begun: Arc<AtomicU64>,
-    /// Who was asked to sync, by when it was begun: 0 is the first.
+    /// How many had been when the first of them was given something to write.
+    pub(crate) begun_dry: Arc<OnceLock<u64>>,
+    /// Who was asked to sync, by how many had been begun before.
     pub(crate) synced: Arc<Mutex<Vec<u64>>>,
     /// How far each layer's unpacker was to step back.
     pub(crate) niceness: Arc<Mutex<BTreeMap<String, u8>>>,
@@ -361,9 +363,9 @@ impl LayerStore for Folder {
                 let _ = reader.read(&mut []);
             });
             let place = Place { aside, home: self.path.join(layer), kept: false };
-            let synced = Arc::clone(&self.synced);
-            let keep = Keep { place, number, synced };
-            Ok(Box::new(Writing { writer: Some(writer), report, keep }) as Box<dyn Unpacking>)
+            let keep = Keep { place, number, synced: Arc::clone(&self.synced) };
+            Ok(Box::new(Writing { store: self.clone(), writer: Some(writer), report, keep })
+                as Box<dyn Unpacking>)
         })
     }
 
@@ -421,6 +423,7 @@ impl Drop for Place {
 }
 
 struct Writing {
+    store: Folder,
     writer: Option<io::PipeWriter>,
     report: tokio::sync::oneshot::Receiver<String>,
     keep: Keep,
@@ -429,6 +432,7 @@ struct Writing {
 impl Unpacking for Writing {
     fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
+            self.store.begun_dry.get_or_init(|| self.store.begun.load(Ordering::SeqCst));
             let mut writer = self.writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
             let written =
                 tokio::task::spawn_blocking(move || writer.write_all(&bytes).map(|()| writer)).await.unwrap();
