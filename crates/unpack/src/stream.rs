@@ -15,7 +15,7 @@ use crate::job::{Compression, Job, Limits};
 /// The largest zstd window that is accepted: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 const BUFFER_BYTES: usize = 128 * 1024;
-const AHEAD_BYTES: usize = 32 * 1024;
+const AHEAD_BYTES: usize = 128 * 1024;
 
 /// The archive's bytes, watched.
 pub(crate) struct Stream<'a> {
