@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use support::{Builder, Daemon, host, json, until};
+use support::{Builder, Daemon, host, json, scaled, until};
 
 use crate::echo;
 
@@ -76,7 +76,7 @@ fn where_memory_runs_out_runs_go_before_the_server() {
     }
     daemon.delete(&format!("/runs/{id}"));
 
-    let limits = json!({ "memory_bytes": 512u64 << 20 });
+    let limits = json!({ "memory_bytes": 512u64 << 20, "wall_time_ms": 60_000, "cpu_time_ms": 60_000 });
     let greedy = json!({ "image": "host", "cmd": "tail", "args": ["/dev/zero"], "limits": limits });
     for _ in 0..3 {
         assert_eq!(daemon.run(&greedy)["outcome"], "memory_limit");
@@ -90,14 +90,15 @@ fn where_memory_runs_out_runs_go_before_the_server() {
 #[test]
 fn a_server_with_little_memory_says_no_in_words_or_serves() {
     let group = Group::new("bodies");
-    let mut daemon = group.daemon().start();
+    let patience = scaled(Duration::from_secs(30)).as_millis();
+    let mut daemon = group.daemon().flag("--body-timeout-ms", patience).start();
     let info = daemon.get("/info").expect(200);
     let most = info["maxima"]["memory_bytes"].as_u64().expect("a maximum");
     assert_eq!(most, GIVEN / 4 * 3, "of what the group has, not of what the machine has");
     let text = "x".repeat(12 << 20);
     let body = json!({
         "image": "host", "cmd": "cat", "stdin": text,
-        "limits": { "stdout_bytes": 16 << 20, "memory_bytes": 16 << 20 },
+        "limits": { "stdout_bytes": 16 << 20, "memory_bytes": 16 << 20, "wall_time_ms": 60_000, "cpu_time_ms": 60_000 },
     })
     .to_string();
     let statuses = Mutex::new(BTreeMap::<u16, usize>::new());

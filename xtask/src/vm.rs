@@ -18,8 +18,8 @@ const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "cpio", "e2fspr
 /// The kernels that are promised; of each the newest that the machine's package lists offer.
 const KERNELS: &[&str] = &["6.1", "6.12"];
 
-/// What the first few moments need; whatever they depend on is found in the kernel's own list.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "overlay"];
+/// What the first few moments need, and tests of full disks; whatever they depend on is found in the kernel's own list.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "overlay", "loop"];
 
 /// What is tested in a machine.
 struct Matrix {
@@ -29,6 +29,8 @@ struct Matrix {
     tests: &'static [(&'static str, &'static str)],
     /// What the machine has from Debian.
     packages: &'static str,
+    /// Where its tests put what they make: on a file system that maps ids, unless its absence is what they test.
+    temporary: &'static str,
     /// A dead machine is found after this.
     seconds: u32,
 }
@@ -36,8 +38,13 @@ struct Matrix {
 /// How much longer than elsewhere things may take under emulation.
 const TIME_SCALE: u32 = 10;
 
-const SANDBOX: Matrix =
-    Matrix { name: "root", tests: TESTS, packages: "python3,iproute2,procps,uidmap", seconds: 4500 };
+const SANDBOX: Matrix = Matrix {
+    name: "root",
+    tests: TESTS,
+    packages: "python3,iproute2,procps,uidmap",
+    temporary: "/tmp",
+    seconds: 4500,
+};
 
 const TESTS: &[(&str, &str)] = &[
     // The machine has no registry; what is tested there is the kernel.
@@ -137,7 +144,7 @@ fn disk(place: &Path, matrix: &Matrix, boots: &[Boot]) -> Result<PathBuf> {
         let copy = "cp -a \"$0\"/registry-* \"$1\"";
         cargo::call("sh", &["-c", copy, &from.display().to_string(), &to.display().to_string()])?;
     }
-    std::fs::write(root.join("go"), go(boots)).context("write the machine's script")?;
+    std::fs::write(root.join("go"), go(matrix, boots)).context("write the machine's script")?;
     ext4(&root, &place.join(format!("{}.img", matrix.name)))
 }
 
@@ -166,12 +173,13 @@ fn ext4(root: &Path, image: &Path) -> Result<PathBuf> {
 }
 
 /// What the machine does once it has its disk.
-fn go(boots: &[Boot]) -> String {
+fn go(matrix: &Matrix, boots: &[Boot]) -> String {
     let mut script = format!(
-        "export SANDGLASS_OWN_MACHINE=1 SANDGLASS_TIME_SCALE={TIME_SCALE}\n\
+        "export TMPDIR={} SANDGLASS_OWN_MACHINE=1 SANDGLASS_TIME_SCALE={TIME_SCALE}\n\
          export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0 SANDGLASS_ATTACKED_IMAGE=host\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          mount -t cgroup2 cgroup /sys/fs/cgroup; ip link set lo up; ulimit -n 65536\n",
+        matrix.temporary
     );
     for (test, filter) in boots.iter().flat_map(|(tests, _)| tests) {
         script += &format!(
