@@ -91,7 +91,8 @@ zero = bytes(256)
 print(same((tried(tcp.setsockopt, 6, 31, b"espintcp"), tried(tcp.setsockopt, 6, 31, b"tls"), tried(udp.setsockopt, 17, 100, 1),
     tried(tcp.setsockopt, 1, 60, 1), tried(udp.setsockopt, 1, 50, 1), tried(tcp.setsockopt, 0, 17, zero),
     tried(udp.setsockopt, 1, 26, zero), tried(tcp.setsockopt, 6, 19, 1), tried(udp6.setsockopt, 41, 35, zero),
-    tried(udp6.setsockopt, 41, 32, zero), call(54, tcp.fileno() | (7 << 32), 6 | (1 << 32), 31 | (9 << 32), b"tls", 3))))"#,
+    tried(udp6.setsockopt, 41, 32, zero), tried(udp.setsockopt, 136, 100, 2), tried(udp6.setsockopt, 136, 100, 2),
+    tried(udp.setsockopt, 0, 16, zero), tried(udp6.setsockopt, 41, 34, zero), tried(tcp.setsockopt, 6, 38, zero), call(54, tcp.fileno() | (7 << 32), 6 | (1 << 32), 31 | (9 << 32), b"tls", 3))))"#,
         &["EPERM"],
     ),
     attack(
@@ -103,6 +104,15 @@ s = socket.socket(2, 2)
 request = struct.pack("16sH14s", b"lo", 0, b"")
 print(tried(fcntl.ioctl, s, 0x8914, request), tried(socket.socket, 16, 3, 0))"#,
         &["EPERM EAFNOSUPPORT"],
+    ),
+    attack(
+        "N-09b",
+        "having the kernel load its modules for bridges and VLANs",
+        r#"
+import fcntl
+requests = (0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1)
+print(same(tried(fcntl.ioctl, socket.socket(*kind), request, bytes(256)) for kind in ((1, 1), (2, 2)) for request in requests))"#,
+        &["EPERM"],
     ),
     attack(
         "N-10",

@@ -200,6 +200,43 @@ mod tests {
         }
     }
 
+    /// Each of these reaches, under another number, what was refused under one: UDP answers to UDP-Lite's
+    /// level, the policies of IPsec have two options each, and a key of TCP-AO names any hash of the
+    /// kernel's, as AF_ALG would.
+    #[test]
+    fn no_other_number_leads_to_a_refused_socket_option() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            for filter in [command_filter(profile), pinned_filter(profile)] {
+                for (level, option) in [(17, 100), (136, 100), (0, 16), (0, 17), (41, 34), (41, 35), (6, 38)]
+                {
+                    let call = Call::native(libc::SYS_setsockopt as u32, [3, level, option, 0, 4, 0]);
+                    assert_eq!(
+                        interpret(filter, &call).0,
+                        returned(Answer::Refuse(Errno::EPERM)),
+                        "{call:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// `br_ioctl_call` and `sock_ioctl` ask for `bridge` and `8021q` before they ask for a capability.
+    #[test]
+    fn no_request_to_a_socket_loads_a_module() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            for filter in [command_filter(profile), pinned_filter(profile)] {
+                for request in [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1] {
+                    let call = Call::native(libc::SYS_ioctl as u32, [3, 7 << 32 | request, 0, 0, 0, 0]);
+                    assert_eq!(
+                        interpret(filter, &call).0,
+                        returned(Answer::Refuse(Errno::EPERM)),
+                        "{call:?}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_jail_has_files_and_nothing_else() {
         let filter = jail_filter();

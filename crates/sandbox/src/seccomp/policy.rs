@@ -227,7 +227,8 @@ const ZERO_COPY: &[Call] = calls![SYS_splice SYS_vmsplice SYS_tee SYS_sendfile];
 /// Would make the whole machine write to its disks, and the run has none.
 const HOST_WIDE_WRITES: &[Call] = calls![SYS_sync SYS_syncfs];
 
-/// `ioctl` requests that push input into a terminal, freeze a file system or seal a file for good.
+/// `ioctl` requests that push input into a terminal, freeze a file system or seal a file for good; and
+/// those of any socket for which the kernel loads a module into itself before it asks who wants it.
 const FORBIDDEN_IOCTLS: &[(&str, u32)] = &[
     ("TIOCSTI", 0x5412),
     ("TIOCLINUX", 0x541C),
@@ -235,20 +236,31 @@ const FORBIDDEN_IOCTLS: &[(&str, u32)] = &[
     ("FIFREEZE", 0xC004_5877),
     ("FITHAW", 0xC004_5878),
     ("FS_IOC_ENABLE_VERITY", 0x4080_6685),
+    ("SIOCGIFBR", 0x8940),
+    ("SIOCSIFBR", 0x8941),
+    ("SIOCBRADDBR", 0x89A0),
+    ("SIOCBRDELBR", 0x89A1),
+    ("SIOCGIFVLAN", 0x8982),
+    ("SIOCSIFVLAN", 0x8983),
 ];
 
-/// Socket options that reach rarely used kernel code: (name, level, option).
+/// Socket options that reach rarely used kernel code: (name, level, option). UDP's options are those of
+/// UDP-Lite's level (136) too, on every UDP socket.
 const FORBIDDEN_SOCKET_OPTIONS: &[(&str, u32, u32)] = &[
     ("SO_ATTACH_FILTER", 1, 26),
     ("SO_ATTACH_BPF", 1, 50),
     ("SO_ATTACH_REUSEPORT_CBPF", 1, 51),
     ("SO_ATTACH_REUSEPORT_EBPF", 1, 52),
     ("SO_ZEROCOPY", 1, 60),
+    ("IP_IPSEC_POLICY", 0, 16),
     ("IP_XFRM_POLICY", 0, 17),
     ("TCP_REPAIR", 6, 19),
     ("TCP_ULP", 6, 31),
+    ("TCP_AO_ADD_KEY", 6, 38),
     ("UDP_ENCAP", 17, 100),
+    ("UDP_ENCAP", 136, 100),
     ("IPV6_FLOWLABEL_MGR", 41, 32),
+    ("IPV6_IPSEC_POLICY", 41, 34),
     ("IPV6_XFRM_POLICY", 41, 35),
 ];
 
