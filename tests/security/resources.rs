@@ -178,8 +178,8 @@ import mmap
 LIBC.mmap.restype = ctypes.c_long
 LIBC.mmap.argtypes = [ctypes.c_void_p] + [ctypes.c_long] * 5
 huge = [LIBC.mmap(None, 1 << 21, 3, 0x40022, -1, 0), tried(os.memfd_create, "x", 4), call(29, 0, 1 << 21, 0o4600)]
-print([what for what in huge if what not in (-1, "EPERM", "ENOMEM", "ENOSYS", "EINVAL")] == [] or "memory that is charged")"#,
-        &["True", "memory that is charged"],
+print(huge)"#,
+        &["[-1, 'ENOMEM', 'ENOMEM']"],
     ),
     attack(
         "R-09",

@@ -241,6 +241,32 @@ mod tests {
         }
     }
 
+    /// With a limit of 8 MiB a program took 32 MiB of them and was charged for none.
+    #[test]
+    fn nobody_gets_pages_that_no_cgroup_is_charged_for() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            for filter in [command_filter(profile), pinned_filter(profile)] {
+                let ask = |number, arguments| interpret(filter, &Call::native(number as u32, arguments)).0;
+                let enomem = returned(Answer::Refuse(Errno::ENOMEM));
+                let allow = returned(Answer::Allow);
+                // Of 2 MiB and of 1 GiB, anonymous and private.
+                for (flags, answer) in
+                    [(0x4_0022, enomem), (0x7804_0022, enomem), (0x22, allow), (0x4022, allow)]
+                {
+                    assert_eq!(
+                        ask(libc::SYS_mmap, [0, 1 << 21, 3, flags, u64::MAX, 0]),
+                        answer,
+                        "{flags:#x}"
+                    );
+                }
+                assert_eq!(ask(libc::SYS_memfd_create, [1, 5, 0, 0, 0, 0]), enomem);
+                assert_eq!(ask(libc::SYS_memfd_create, [1, 3, 0, 0, 0, 0]), allow);
+                assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o5600, 0, 0, 0]), enomem);
+                assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o1600, 0, 0, 0]), allow);
+            }
+        }
+    }
+
     #[test]
     fn the_jail_has_files_and_nothing_else() {
         let filter = jail_filter();

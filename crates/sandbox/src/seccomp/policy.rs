@@ -79,9 +79,8 @@ const ALLOWED: Groups = &[
     (
         "memory of its own; the cgroup bounds it",
         calls![
-            SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_msync SYS_mlock SYS_mlock2 SYS_munlock
-            SYS_mlockall SYS_munlockall SYS_membarrier SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect SYS_memfd_create
-            SYS_mseal
+            SYS_brk SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_msync SYS_mlock SYS_mlock2 SYS_munlock
+            SYS_mlockall SYS_munlockall SYS_membarrier SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect SYS_mseal
         ],
     ),
     (
@@ -156,7 +155,7 @@ const ALLOWED: Groups = &[
     (
         "System V and POSIX IPC of its own namespace",
         calls![
-            SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget
+            SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget
             SYS_msgsnd SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
             SYS_mq_getsetattr
         ],
@@ -303,6 +302,14 @@ const PERSONALITIES: [u32; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// A listener could answer for its children's calls.
 const SECCOMP_FILTER_FLAG_NEW_LISTENER: u32 = 8;
 
+/// Pages of the machine's pool of huge ones: no cgroup for memory is charged for them, and what one run has taken no
+/// other program of the machine gets. It is as if the pool were empty.
+const HUGE_PAGES: [(c_long, &str, u8, u32); 3] = [
+    (libc::SYS_mmap, "SYS_mmap", 3, libc::MAP_HUGETLB as u32),
+    (libc::SYS_memfd_create, "SYS_memfd_create", 1, libc::MFD_HUGETLB),
+    (libc::SYS_shmget, "SYS_shmget", 2, libc::SHM_HUGETLB as u32),
+];
+
 /// The policy for commands.
 pub(super) fn command(profile: Profile) -> Policy {
     let mut policy = Policy::new();
@@ -367,8 +374,11 @@ fn by_argument(profile: Profile) -> Vec<(c_long, Decision)> {
         [libc::S_IFCHR, libc::S_IFBLK].into_iter().map(|device| eperm(vec![kind(device)])).collect()
     };
     let allowed = |name, cases| Decision { name, cases, otherwise: Answer::Allow };
+    let huge = HUGE_PAGES.map(|(number, name, flags, huge)| {
+        (number, allowed(name, vec![refuse(Errno::ENOMEM, vec![has(flags, huge)])]))
+    });
     let refused = |name, cases, errno| Decision { name, cases, otherwise: Answer::Refuse(errno) };
-    Vec::from([
+    let others = [
         (libc::SYS_clone, allowed("SYS_clone", clone)),
         (libc::SYS_ioctl, allowed("SYS_ioctl", ioctl)),
         (libc::SYS_setsockopt, allowed("SYS_setsockopt", setsockopt)),
@@ -385,7 +395,8 @@ fn by_argument(profile: Profile) -> Vec<(c_long, Decision)> {
         ),
         #[cfg(target_arch = "x86_64")]
         (libc::SYS_mknod, allowed("SYS_mknod", devices(1))),
-    ])
+    ];
+    huge.into_iter().chain(others).collect()
 }
 
 /// A family that isn't there says so; of the others, so do kinds and protocols that aren't.
