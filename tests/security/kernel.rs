@@ -49,13 +49,13 @@ print(same((call(425, 8, zero), call(426, 0, 0, 0, 0, 0), call(27, 0, 0, 0), cal
     .ends(&["exited", "signaled"]),
     attack(
         "K-05",
-        "answering for others with a filter of its own",
+        "answering for others with a filter of its own, and using up what the machine has for filters",
         r#"
 # One instruction: allow.
 program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7fff0000))
 sock_fprog = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(program)))
-print(call(317, 1, 8, sock_fprog), call(317, 1, 0, sock_fprog))"#,
-        &["EPERM 0"],
+print(call(317, 1, 8, sock_fprog), call(317, 1, 0, sock_fprog), call(157, 22, 2, sock_fprog))"#,
+        &["EPERM EINVAL EINVAL"],
     ),
     attack(
         "K-06",

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     /// The kernel takes 4096 (`BPF_MAXINSNS`), but every run pays for each of them.
-    const INSTRUCTIONS_MAX: usize = 700;
+    const INSTRUCTIONS_MAX: usize = 720;
     const NUMBERS: u32 = 1024;
 
     fn expected(policy: &Policy, unknown: Answer, call: &Call) -> Answer {
@@ -263,6 +263,23 @@ mod tests {
                 assert_eq!(ask(libc::SYS_memfd_create, [1, 3, 0, 0, 0, 0]), allow);
                 assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o5600, 0, 0, 0]), enomem);
                 assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o1600, 0, 0, 0]), allow);
+            }
+        }
+    }
+
+    /// One run with the usual limits could take 25 MiB of what the kernel has for the filters of the whole machine.
+    #[test]
+    fn a_program_installs_no_filter_of_its_own() {
+        for profile in [Profile::Strict, Profile::Compat] {
+            for filter in [command_filter(profile), pinned_filter(profile)] {
+                let ask = |number, arguments| interpret(filter, &Call::native(number as u32, arguments)).0;
+                let einval = returned(Answer::Refuse(Errno::EINVAL));
+                assert_eq!(ask(libc::SYS_seccomp, [7 << 32 | 1, 0, 1, 0, 0, 0]), einval);
+                assert_eq!(ask(libc::SYS_prctl, [7 << 32 | 22, 2, 1, 0, 0, 0]), einval);
+                // The strict mode, and whether there are filters, cost nothing.
+                assert_eq!(ask(libc::SYS_prctl, [22, 1, 0, 0, 0, 0]), returned(Answer::Allow));
+                assert_eq!(ask(libc::SYS_prctl, [21, 0, 0, 0, 0, 0]), returned(Answer::Allow));
+                assert_eq!(ask(libc::SYS_seccomp, [2, 0, 1, 0, 0, 0]), returned(Answer::Allow));
             }
         }
     }

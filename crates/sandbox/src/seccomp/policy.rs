@@ -115,7 +115,7 @@ const ALLOWED: Groups = &[
         calls![
             SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_getpid SYS_getppid SYS_gettid
             SYS_set_tid_address SYS_set_robust_list SYS_get_robust_list SYS_rseq SYS_futex SYS_futex_waitv SYS_futex_wake
-            SYS_futex_wait SYS_futex_requeue SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid SYS_prctl SYS_prlimit64
+            SYS_futex_wait SYS_futex_requeue SYS_getpgid SYS_setpgid SYS_getsid SYS_setsid SYS_prlimit64
             SYS_getrlimit SYS_setrlimit SYS_getrusage SYS_times SYS_sched_yield SYS_sched_getaffinity
             SYS_sched_setaffinity SYS_sched_getparam SYS_sched_setparam SYS_sched_getscheduler SYS_sched_setscheduler
             SYS_sched_get_priority_max SYS_sched_get_priority_min SYS_sched_rr_get_interval SYS_sched_getattr
@@ -310,6 +310,12 @@ const HUGE_PAGES: [(c_long, &str, u8, u32); 3] = [
     (libc::SYS_shmget, "SYS_shmget", 2, libc::SHM_HUGETLB as u32),
 ];
 
+/// Filters of a program's own, by both calls that install them. What the kernel translates them to is charged to no
+/// cgroup and bounded for the whole machine (`net.core.bpf_jit_limit`), and a kernel that has nothing but the
+/// translator then refuses the filters of all other runs. Programs are told what kernels without filters say.
+const SECCOMP_SET_MODE_FILTER: u32 = 1;
+const SECCOMP_MODE_FILTER: u32 = 2;
+
 /// The policy for commands.
 pub(super) fn command(profile: Profile) -> Policy {
     let mut policy = Policy::new();
@@ -384,7 +390,23 @@ fn by_argument(profile: Profile) -> Vec<(c_long, Decision)> {
         (libc::SYS_setsockopt, allowed("SYS_setsockopt", setsockopt)),
         (
             libc::SYS_seccomp,
-            allowed("SYS_seccomp", vec![eperm(vec![has(1, SECCOMP_FILTER_FLAG_NEW_LISTENER)])]),
+            allowed(
+                "SYS_seccomp",
+                vec![
+                    eperm(vec![has(1, SECCOMP_FILTER_FLAG_NEW_LISTENER)]),
+                    refuse(Errno::EINVAL, vec![is(0, SECCOMP_SET_MODE_FILTER)]),
+                ],
+            ),
+        ),
+        (
+            libc::SYS_prctl,
+            allowed(
+                "SYS_prctl",
+                vec![refuse(
+                    Errno::EINVAL,
+                    vec![is(0, libc::PR_SET_SECCOMP as u32), is(1, SECCOMP_MODE_FILTER)],
+                )],
+            ),
         ),
         (libc::SYS_personality, refused("SYS_personality", personality, Errno::EPERM)),
         (libc::SYS_mknodat, allowed("SYS_mknodat", devices(2))),
