@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 /// Where the canary sits inside.
 const INSIDE: &str = "/canary";
 const MEMORY_BYTES: u64 = 64 << 20;
+const TIME_MS: u64 = 120_000;
 const PROCESSES: u64 = 8;
 
 /// An image without a file in it: the canary is static and needs none.
@@ -78,6 +79,9 @@ async fn fly(canary: &Canary, words: &[&str], launcher: &Arc<dyn Launcher>) -> a
         disk_bytes: room,
         file_size_bytes: room,
         processes: PROCESSES,
+        // A machine that is busy, or emulated, may take its time: what is tested are the other limits.
+        wall_time_ms: TIME_MS,
+        cpu_time_ms: TIME_MS,
         ..Limits::default()
     };
     #[cfg_attr(not(feature = "removable-walls"), expect(unused_mut, reason = "only a test build changes it"))]
