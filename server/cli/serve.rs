@@ -40,6 +40,7 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let canary = Canary::read(&config.launcher)?;
     privilege::give_up(identity)?;
 
+    sandbox::share_one_heap();
     // The first of the threads.
     log::write_aside()?;
     let read = Box::new(move || again.load());

@@ -64,3 +64,12 @@ pub use host::MIN_KERNEL;
 pub fn drop_capabilities() -> std::io::Result<()> {
     Ok(sys::set_capabilities(0)?)
 }
+
+/// Has all threads of this process take their memory from one heap, and each large block from the kernel and back to
+/// it. For one that lives long; before it has a second thread.
+pub fn share_one_heap() {
+    sys::set_heaps(1, LARGE_BLOCK_BYTES);
+}
+
+/// Where glibc begins by itself. But it goes up to 32 MiB with each block that is given back.
+const LARGE_BLOCK_BYTES: i32 = 128 * 1024;

@@ -25,6 +25,15 @@ pub(crate) fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
+/// How many heaps glibc may make, and from which size on a block is a mapping of its own. It refuses nothing of what
+/// it documents.
+pub(crate) fn set_heaps(most: libc::c_int, mapped_from_bytes: libc::c_int) {
+    for (option, value) in [(libc::M_ARENA_MAX, most), (libc::M_MMAP_THRESHOLD, mapped_from_bytes)] {
+        // SAFETY: the call takes numbers and changes how the next blocks are found, not those that there are.
+        unsafe { libc::mallopt(option, value) };
+    }
+}
+
 /// Sets permitted and effective capabilities to `mask` and the inheritable ones to none.
 pub(crate) fn set_capabilities(mask: u64) -> Result<()> {
     #[repr(C)]
