@@ -117,16 +117,15 @@ impl Second {
     /// Returns when everything is made that was to be made so far.
     pub(crate) fn wait(&mut self) -> Result<(), UnpackError> {
         self.bytes = 0;
-        for small in take(&mut self.batch) {
-            self.own.make(&small)?;
-        }
+        let made = take(&mut self.batch).iter().try_for_each(|small| self.own.make(small).map(drop));
         while let Some(thread) = self.thread.as_mut().filter(|thread| thread.owed > 0) {
             match thread.done.recv() {
                 Ok(()) => thread.owed -= 1,
+                // What the other hand could not make stood before these.
                 Err(_) => self.end()?,
             }
         }
-        Ok(())
+        made
     }
 
     /// Waits, and says what files have not got.
@@ -150,7 +149,16 @@ impl Second {
     /// Whether the other hand took what has been put together.
     fn hand_over(&mut self) -> Result<bool, UnpackError> {
         let Some(thread) = &mut self.thread else { return Ok(false) };
-        thread.owed -= thread.done.try_iter().count();
+        loop {
+            match thread.done.try_recv() {
+                Ok(()) => thread.owed -= 1,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.end()?;
+                    return Ok(false);
+                }
+            }
+        }
         if thread.owed >= WAITING {
             return Ok(false);
         }
@@ -167,7 +175,12 @@ impl Second {
         let Some(Thread { files, ends, .. }) = self.thread.take() else { return Ok(()) };
         drop(files);
         self.alone = true;
-        let lost = ends.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let ended = ends.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if ended.is_err() {
+            // What stands behind it is not to be made, nor to go wrong.
+            self.batch.clear();
+        }
+        let lost = ended?;
         self.own.lost.owners += lost.owners;
         self.own.lost.xattrs += lost.xattrs;
         Ok(())
@@ -282,5 +295,50 @@ mod tests {
             let is_told = matches!(&told, Err(UnpackError::Io { doing, .. }) if doing == "create");
             assert!(is_told, "{before} before, {after} after: {told:?}");
         }
+    }
+
+    /// So many files with one handle, those that `bad` names not to be made.
+    fn smalls(folder: &Place, all: usize, bad: &[usize]) -> Vec<Small> {
+        let directory = small(folder, "x", b"").directory;
+        let name = |number: usize| {
+            let bad = bad.contains(&number);
+            if bad { format!("{number}{}", "x".repeat(300)) } else { number.to_string() }
+        };
+        let meta = || Meta { mode: 0o644, uid: 0, gid: 0, mtime: (77, 0) };
+        let paths = (0..all).map(|number| Path::parse(name(number).as_bytes(), &LIMITS).unwrap());
+        let small = |path| Small {
+            directory: Handle::clone(&directory),
+            path,
+            content: Vec::new(),
+            meta: meta(),
+            xattrs: Vec::new(),
+        };
+        paths.map(small).collect()
+    }
+
+    #[test]
+    fn of_two_that_go_wrong_the_first_is_told() {
+        for (all, bad) in [(5, [1, 4]), (5, [0, 4]), (40, [1, 39])] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut second = Second::after(0, 2);
+            let mut all = smalls(folder.path(), all, &bad).into_iter();
+            let told = all.try_for_each(|small| second.make(small));
+            // As whoever unpacks does it: what is left goes wrong first.
+            let told = second.finish().map(drop).and(told);
+            let Err(UnpackError::Io { path, .. }) = told else { panic!("{told:?}") };
+            assert!(path.starts_with(&format!("{}x", bad[0])), "{path}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_for_long_once_the_other_hand_has_given_up() {
+        const TOGETHER: usize = 300;
+        let folder = tempfile::tempdir().unwrap();
+        let mut second = Second::after(0, TOGETHER);
+        let mut all = smalls(folder.path(), 7 * TOGETHER, &[TOGETHER - 1]).into_iter();
+        let mut told = all.by_ref().take(4 * TOGETHER).try_for_each(|small| second.make(small));
+        thread::sleep(std::time::Duration::from_millis(300));
+        told = told.and_then(|()| all.try_for_each(|small| second.make(small)));
+        assert!(told.is_err(), "{} files are left", all.len());
     }
 }
