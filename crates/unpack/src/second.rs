@@ -40,6 +40,13 @@ pub(crate) struct Small {
 }
 
 impl Small {
+    /// What it takes to hold it: a stranger's attributes may be many times what its content is.
+    fn bytes(&self) -> usize {
+        let around = size_of::<(Vec<u8>, Vec<u8>)>();
+        let attributes = self.xattrs.iter().map(|(name, value)| around + name.len() + value.len());
+        self.content.len() + attributes.sum::<usize>()
+    }
+
     pub(crate) fn fill(&self, file: &mut File, lost: &mut Lost) -> Result<(), UnpackError> {
         let fail = |doing, error| UnpackError::io(doing, &self.path.join(), &error);
         file.write_all(&self.content).map_err(|error| fail("write", error))?;
@@ -109,7 +116,7 @@ impl Second {
         if is_full && !self.hand_over()? {
             return self.own.make(&small).map(drop);
         }
-        self.bytes += small.content.len();
+        self.bytes += small.bytes();
         self.batch.push(small);
         Ok(())
     }
@@ -340,5 +347,17 @@ mod tests {
         thread::sleep(std::time::Duration::from_millis(300));
         told = told.and_then(|()| all.try_for_each(|small| second.make(small)));
         assert!(told.is_err(), "{} files are left", all.len());
+    }
+
+    #[test]
+    fn attributes_count_as_what_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut second = Second::after(0, TOGETHER);
+        for mut small in smalls(folder.path(), 100, &[]) {
+            small.xattrs = vec![(b"a".to_vec(), b"b".to_vec()); 10_000];
+            second.make(small).unwrap();
+            assert!(second.batch.len() <= 2, "{} are held", second.batch.len());
+        }
+        second.finish().unwrap();
     }
 }
