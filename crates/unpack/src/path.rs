@@ -44,6 +44,11 @@ impl Path {
         Some((Path(parent.to_vec()), name))
     }
 
+    /// One of these names, which are known to be names.
+    pub(crate) fn of(names: Vec<Vec<u8>>) -> Self {
+        Self(names)
+    }
+
     pub(crate) fn join(&self) -> Vec<u8> {
         self.0.join(&b'/')
     }

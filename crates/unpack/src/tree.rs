@@ -38,7 +38,7 @@ pub(crate) struct Tree<'a> {
     walker: Walker,
     second: Second,
     mark_opaque: MarkOpaque<'a>,
-    /// Every directory, with what its entry said or nothing if it had none.
+    /// Every directory that is there, by where it is, with what its last entry said or nothing if it had none.
     pub(crate) dirs: BTreeMap<Path, Option<Meta>>,
     dir_bytes: u64,
     pub(crate) counts: Counts,
@@ -75,6 +75,7 @@ impl<'a> Tree<'a> {
                 self.opaque(dir.as_fd()).map_err(|error| fail("hide what is below", error))?;
             }
             set_xattrs(dir.as_fd(), &entry.xattrs, &mut self.lost);
+            return self.remember(parent.place_of(name), Some(Meta::of(entry)));
         }
         self.remember(path.clone(), Some(Meta::of(entry)))
     }
@@ -292,6 +293,7 @@ impl<'a> Tree<'a> {
             None => Ok(()),
             Some(SFlag::S_IFDIR) => {
                 self.walker.forget();
+                self.forget(&parent.place_of(name));
                 walk::remove_tree(parent.as_fd(), name)
             }
             Some(_) => {
@@ -306,9 +308,19 @@ impl<'a> Tree<'a> {
         (self.mark_opaque)(dir)
     }
 
+    /// Another directory that comes to be there, or below it, is none of those.
+    fn forget(&mut self, gone: &Path) {
+        let all = self.dirs.range(gone.clone()..).map(|(path, _)| path);
+        let gone: Vec<_> = all.take_while(|path| path.names().starts_with(gone.names())).cloned().collect();
+        for path in gone {
+            self.dir_bytes -= bytes_of(&path);
+            self.dirs.remove(&path);
+        }
+    }
+
     fn remember(&mut self, path: Path, meta: Option<Meta>) -> Result<(), UnpackError> {
         if !self.dirs.contains_key(&path) {
-            self.dir_bytes += path.join().len() as u64 + 64;
+            self.dir_bytes += bytes_of(&path);
             if self.dir_bytes > MOST_DIR_BYTES {
                 return Err(UnpackError::too_large("bytes of directory names", MOST_DIR_BYTES));
             }
@@ -319,6 +331,11 @@ impl<'a> Tree<'a> {
         }
         Ok(())
     }
+}
+
+/// What it takes to remember a directory.
+fn bytes_of(path: &Path) -> u64 {
+    path.join().len() as u64 + 64
 }
 
 fn root_must_be_a_directory(path: &Path) -> UnpackError {

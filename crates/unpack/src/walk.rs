@@ -46,6 +46,15 @@ pub(crate) struct Walker {
 pub(crate) struct Folder {
     fd: OwnedFd,
     inode: u64,
+    /// Where it is, however links led to it.
+    place: Path,
+}
+
+impl Folder {
+    /// Where something of that name in it is.
+    pub(crate) fn place_of(&self, name: &[u8]) -> Path {
+        Path::of(self.place.names().iter().cloned().chain([name.to_vec()]).collect())
+    }
 }
 
 impl AsFd for Folder {
@@ -73,14 +82,15 @@ impl Walker {
     /// Opens a directory if it is there, however links of the layer lead to it.
     pub(crate) fn find(&mut self, path: &Path) -> Result<Option<Handle>, UnpackError> {
         let found = self.walk(path, None)?;
-        found.map(|found| self.keep(path, found)).transpose()
+        found.map(|(found, place)| self.keep(path, found, place)).transpose()
     }
 
     /// Opens a directory and makes what is missing on the way.
     pub(crate) fn make(&mut self, path: &Path, made: &mut Vec<Made>) -> Result<Handle, UnpackError> {
         let found = self.walk(path, Some(made))?;
-        let found = found.ok_or_else(|| UnpackError::entry(&path.join(), "its directory can't be made"))?;
-        self.keep(path, found)
+        let (found, place) =
+            found.ok_or_else(|| UnpackError::entry(&path.join(), "its directory can't be made"))?;
+        self.keep(path, found, place)
     }
 
     /// Opens a directory to which directories alone lead, if they are all there. Nothing that is made by somebody
@@ -90,19 +100,20 @@ impl Walker {
             return Ok(Some(Handle::clone(found)));
         }
         match self.open_plainly(path) {
-            Ok(found) => self.keep(path, found).map(Some),
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Ok(found) => self.keep(path, found, path.clone()).map(Some),
+            // What links have led to may have a longer path than the kernel takes at once.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG) => Ok(None),
             Err(errno) => Err(UnpackError::io("open directory", &path.join(), &errno.into())),
         }
     }
 
-    fn keep(&mut self, path: &Path, fd: OwnedFd) -> Result<Handle, UnpackError> {
+    fn keep(&mut self, path: &Path, fd: OwnedFd, place: Path) -> Result<Handle, UnpackError> {
         let inode =
             fstat(&fd).map_err(|errno| UnpackError::io("look at", &path.join(), &errno.into()))?.st_ino;
         if self.cache.len() >= MOST_CACHED {
             self.cache.clear();
         }
-        let found = Handle::new(Folder { fd, inode });
+        let found = Handle::new(Folder { fd, inode, place });
         self.cache.insert(path.clone(), Handle::clone(&found));
         Ok(found)
     }
@@ -117,7 +128,7 @@ impl Walker {
         &mut self,
         path: &Path,
         mut made: Option<&mut Vec<Made>>,
-    ) -> Result<Option<OwnedFd>, UnpackError> {
+    ) -> Result<Option<(OwnedFd, Path)>, UnpackError> {
         let Self { root, limits, names, .. } = self;
         let fail = |doing, error: Errno| UnpackError::io(doing, &path.join(), &error.into());
         let mut ahead: Vec<Vec<u8>> = path.names().iter().rev().cloned().collect();
@@ -175,12 +186,13 @@ impl Walker {
                 .map_err(|errno| fail("open directory", errno))?;
             behind.push((name, next));
         }
-        match behind.pop() {
-            Some((_, found)) => Ok(Some(found)),
+        let (names, mut opened): (Vec<_>, Vec<_>) = behind.into_iter().unzip();
+        let found = match opened.pop() {
+            Some(found) => found,
             None => beneath(root.as_fd(), b".", OFlag::O_PATH | OFlag::O_DIRECTORY)
-                .map(Some)
-                .map_err(|errno| fail("open directory", errno)),
-        }
+                .map_err(|errno| fail("open directory", errno))?,
+        };
+        Ok(Some((found, Path::of(names))))
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use unpack::{Compression, Limits, UnpackError};
 
-use crate::support::{Tar, as_root, diff_id, gzip, unpack, unpack_with, zstd};
+use crate::support::{Outcome, Tar, as_root, diff_id, gzip, unpack, unpack_with, zstd};
 
 #[test]
 fn owners_modes_and_times_are_kept() {
@@ -296,4 +296,50 @@ fn old_gnu(map: &[(u64, u64)], size: u64, data: &[u8]) -> Tar {
         tar = tar.raw(block.as_bytes());
     }
     tar.raw(data).pad()
+}
+
+fn looks(outcome: &Outcome, path: &str) -> (u32, u32) {
+    (outcome.stat(path).mode() & 0o7777, outcome.stat(path).uid())
+}
+
+/// What an entry says of a directory goes with it.
+#[test]
+fn a_directory_that_is_gone_describes_no_other() {
+    as_root!();
+    let gone = |tar: Tar| tar.dir("d").owner(7, 7).mode(0o700).dir("d/sub").owner(0, 0);
+    let led = gone(Tar::new().dir("e").dir("e/sub")).symlink("d", "e").unpack();
+    assert_eq!(looks(&led, "e/sub"), (0o755, 0));
+    assert!(led.report().special_dirs.is_empty());
+    let implied = gone(Tar::new()).file("d", "").dir("d").file("d/sub/x", "").unpack();
+    assert_eq!(looks(&implied, "d/sub"), (0o755, 0));
+    assert!(implied.report().special_dirs.is_empty());
+    assert_eq!(implied.report().implicit_dirs, ["d/sub"]);
+}
+
+#[test]
+fn the_last_entry_describes_a_directory_whatever_it_calls_it() {
+    as_root!();
+    let merged = || Tar::new().symlink("lib", "usr/lib").dir("usr").dir("usr/lib");
+    for (first, last) in [("lib/x", "usr/lib/x"), ("usr/lib/x", "lib/x")] {
+        let outcome = merged().mode(0o700).dir(first).mode(0o1777).dir(last).unpack();
+        assert_eq!(looks(&outcome, "usr/lib/x"), (0o1777, 0), "{first} first");
+        let special: Vec<_> = outcome.report().special_dirs.iter().map(|dir| dir.path.as_str()).collect();
+        assert_eq!(special, ["usr/lib/x"], "{first} first");
+    }
+}
+
+#[test]
+fn links_may_lead_to_a_longer_path_than_the_kernel_takes() {
+    as_root!();
+    let long = vec!["x".repeat(250); 15].join("/");
+    let more = format!("l/{0}/{0}", "y".repeat(250));
+    let tar = Tar::new().pax(&[("linkpath", long.as_bytes())]).symlink("l", "x");
+    let tar = tar.pax(&[("path", long.as_bytes())]).dir("x");
+    let tar = tar.pax(&[("path", &more.as_bytes()[..252])]).mode(0o700).dir("x");
+    let tar = tar.pax(&[("path", more.as_bytes())]).mode(0o700).dir("x");
+    let tar = tar.pax(&[("path", [more.as_bytes(), b"/f"].concat().as_slice())]).file("x", "in");
+    let outcome = tar.unpack();
+    outcome.report();
+    assert_eq!((looks(&outcome, &more[..252]), looks(&outcome, &more)), ((0o700, 0), (0o700, 0)));
+    assert_eq!(outcome.read(&format!("{more}/f")), "in");
 }
