@@ -71,7 +71,8 @@ impl<'a> Tree<'a> {
                     .map_err(|errno| fail("make directory", errno.into()))?;
             }
             let dir = open_dir(parent.as_fd(), name).map_err(|errno| fail("open directory", errno.into()))?;
-            if existing.as_ref().is_some_and(is_whiteout) {
+            // A whiteout, or what hid the name as one does and may have taken the place of one.
+            if existing.is_some() && !is_dir {
                 self.opaque(dir.as_fd()).map_err(|error| fail("hide what is below", error))?;
             }
             set_xattrs(dir.as_fd(), &entry.xattrs, &mut self.lost);

@@ -77,3 +77,21 @@ fn a_device_is_no_whiteout() {
     assert!(outcome.tree().is_empty());
     assert_eq!(outcome.report().skipped, 1);
 }
+
+/// Nothing of the layers below shows through what took the place of a file, a link or a whiteout.
+#[test]
+fn a_directory_in_the_place_of_what_hid_a_name_hides_it_too() {
+    as_root!();
+    let marked = Tar::new().dir("d").file("d/.wh..wh..opq", "");
+    for (tar, marks) in [
+        (Tar::new().file(".wh.d", "").file("d", "").dir("d"), 1),
+        (Tar::new().file("d", "").file(".wh.d", "").dir("d"), 1),
+        (Tar::new().file(".wh.d", "").symlink("d", "e").dir("d"), 1),
+        // The mark of the first is gone with it.
+        (marked.file("d", "").dir("d"), 2),
+    ] {
+        let outcome = tar.unpack();
+        outcome.report();
+        assert_eq!(outcome.opaque, vec!["d"; marks]);
+    }
+}
