@@ -310,6 +310,8 @@ fn a_directory_that_is_gone_describes_no_other() {
     let led = gone(Tar::new().dir("e").dir("e/sub")).symlink("d", "e").unpack();
     assert_eq!(looks(&led, "e/sub"), (0o755, 0));
     assert!(led.report().special_dirs.is_empty());
+    let round = gone(Tar::new()).symlink("d", "d").unpack();
+    assert!(round.report().special_dirs.is_empty());
     let implied = gone(Tar::new()).file("d", "").dir("d").file("d/sub/x", "").unpack();
     assert_eq!(looks(&implied, "d/sub"), (0o755, 0));
     assert!(implied.report().special_dirs.is_empty());
