@@ -204,84 +204,61 @@ mod tests {
         }
     }
 
+    /// Whatever its profile, and whether it has cores of its own or not.
+    #[track_caller]
+    fn every_command_is_told(answer: Answer, number: libc::c_long, arguments: [u64; 6]) {
+        let call = Call::native(number as u32, arguments);
+        for profile in [Profile::Strict, Profile::Compat] {
+            for filter in [command_filter(profile), pinned_filter(profile)] {
+                assert_eq!(interpret(filter, &call).0, returned(answer), "{call:?}");
+            }
+        }
+    }
+
     /// Each of these reaches, under another number, what was refused under one: UDP answers to UDP-Lite's
     /// level, the policies of IPsec have two options each, and a key of TCP-AO names any hash of the
     /// kernel's, as AF_ALG would.
     #[test]
     fn no_other_number_leads_to_a_refused_socket_option() {
-        for profile in [Profile::Strict, Profile::Compat] {
-            for filter in [command_filter(profile), pinned_filter(profile)] {
-                for (level, option) in [(17, 100), (136, 100), (0, 16), (0, 17), (41, 34), (41, 35), (6, 38)]
-                {
-                    let call = Call::native(libc::SYS_setsockopt as u32, [3, level, option, 0, 4, 0]);
-                    assert_eq!(
-                        interpret(filter, &call).0,
-                        returned(Answer::Refuse(Errno::EPERM)),
-                        "{call:?}"
-                    );
-                }
-            }
+        for (level, option) in [(17, 100), (136, 100), (0, 16), (0, 17), (41, 34), (41, 35), (6, 38)] {
+            let arguments = [3, level, option, 0, 4, 0];
+            every_command_is_told(Answer::Refuse(Errno::EPERM), libc::SYS_setsockopt, arguments);
         }
     }
 
     /// `br_ioctl_call` and `sock_ioctl` ask for `bridge` and `8021q` before they ask for a capability.
     #[test]
     fn no_request_to_a_socket_loads_a_module() {
-        for profile in [Profile::Strict, Profile::Compat] {
-            for filter in [command_filter(profile), pinned_filter(profile)] {
-                for request in [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1] {
-                    let call = Call::native(libc::SYS_ioctl as u32, [3, 7 << 32 | request, 0, 0, 0, 0]);
-                    assert_eq!(
-                        interpret(filter, &call).0,
-                        returned(Answer::Refuse(Errno::EPERM)),
-                        "{call:?}"
-                    );
-                }
-            }
+        for request in [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1] {
+            let arguments = [3, 7 << 32 | request, 0, 0, 0, 0];
+            every_command_is_told(Answer::Refuse(Errno::EPERM), libc::SYS_ioctl, arguments);
         }
     }
 
     /// With a limit of 8 MiB a program took 32 MiB of them and was charged for none.
     #[test]
     fn nobody_gets_pages_that_no_cgroup_is_charged_for() {
-        for profile in [Profile::Strict, Profile::Compat] {
-            for filter in [command_filter(profile), pinned_filter(profile)] {
-                let ask = |number, arguments| interpret(filter, &Call::native(number as u32, arguments)).0;
-                let enomem = returned(Answer::Refuse(Errno::ENOMEM));
-                let allow = returned(Answer::Allow);
-                // Of 2 MiB and of 1 GiB, anonymous and private.
-                for (flags, answer) in
-                    [(0x4_0022, enomem), (0x7804_0022, enomem), (0x22, allow), (0x4022, allow)]
-                {
-                    assert_eq!(
-                        ask(libc::SYS_mmap, [0, 1 << 21, 3, flags, u64::MAX, 0]),
-                        answer,
-                        "{flags:#x}"
-                    );
-                }
-                assert_eq!(ask(libc::SYS_memfd_create, [1, 5, 0, 0, 0, 0]), enomem);
-                assert_eq!(ask(libc::SYS_memfd_create, [1, 3, 0, 0, 0, 0]), allow);
-                assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o5600, 0, 0, 0]), enomem);
-                assert_eq!(ask(libc::SYS_shmget, [0, 1 << 21, 0o1600, 0, 0, 0]), allow);
-            }
+        let (enomem, allow) = (Answer::Refuse(Errno::ENOMEM), Answer::Allow);
+        // Of 2 MiB and of 1 GiB, anonymous and private.
+        for (flags, answer) in [(0x4_0022, enomem), (0x7804_0022, enomem), (0x22, allow), (0x4022, allow)] {
+            every_command_is_told(answer, libc::SYS_mmap, [0, 1 << 21, 3, flags, u64::MAX, 0]);
         }
+        every_command_is_told(enomem, libc::SYS_memfd_create, [1, 5, 0, 0, 0, 0]);
+        every_command_is_told(allow, libc::SYS_memfd_create, [1, 3, 0, 0, 0, 0]);
+        every_command_is_told(enomem, libc::SYS_shmget, [0, 1 << 21, 0o5600, 0, 0, 0]);
+        every_command_is_told(allow, libc::SYS_shmget, [0, 1 << 21, 0o1600, 0, 0, 0]);
     }
 
     /// One run with the usual limits could take 25 MiB of what the kernel has for the filters of the whole machine.
     #[test]
     fn a_program_installs_no_filter_of_its_own() {
-        for profile in [Profile::Strict, Profile::Compat] {
-            for filter in [command_filter(profile), pinned_filter(profile)] {
-                let ask = |number, arguments| interpret(filter, &Call::native(number as u32, arguments)).0;
-                let einval = returned(Answer::Refuse(Errno::EINVAL));
-                assert_eq!(ask(libc::SYS_seccomp, [7 << 32 | 1, 0, 1, 0, 0, 0]), einval);
-                assert_eq!(ask(libc::SYS_prctl, [7 << 32 | 22, 2, 1, 0, 0, 0]), einval);
-                // The strict mode, and whether there are filters, cost nothing.
-                assert_eq!(ask(libc::SYS_prctl, [22, 1, 0, 0, 0, 0]), returned(Answer::Allow));
-                assert_eq!(ask(libc::SYS_prctl, [21, 0, 0, 0, 0, 0]), returned(Answer::Allow));
-                assert_eq!(ask(libc::SYS_seccomp, [2, 0, 1, 0, 0, 0]), returned(Answer::Allow));
-            }
-        }
+        let einval = Answer::Refuse(Errno::EINVAL);
+        every_command_is_told(einval, libc::SYS_seccomp, [7 << 32 | 1, 0, 1, 0, 0, 0]);
+        every_command_is_told(einval, libc::SYS_prctl, [7 << 32 | 22, 2, 1, 0, 0, 0]);
+        // The strict mode, and whether there are filters, cost nothing.
+        every_command_is_told(Answer::Allow, libc::SYS_prctl, [22, 1, 0, 0, 0, 0]);
+        every_command_is_told(Answer::Allow, libc::SYS_prctl, [21, 0, 0, 0, 0, 0]);
+        every_command_is_told(Answer::Allow, libc::SYS_seccomp, [2, 0, 1, 0, 0, 0]);
     }
 
     #[test]
