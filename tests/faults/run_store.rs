@@ -32,8 +32,13 @@ impl Drop for Filler {
     }
 }
 
+/// More than what a server holds of its file of runs in memory.
+const LARGE_BYTES: usize = 8 << 20;
+
 fn promise(daemon: &Daemon, script: &str) -> support::Response {
-    let body = json!({ "image": "host", "cmd": "sh", "args": ["-c", script] });
+    let body = json!({
+        "image": "host", "cmd": "sh", "args": ["-c", script], "limits": { "stdout_bytes": LARGE_BYTES },
+    });
     daemon.request("POST", "/runs").header("Prefer", "respond-async").json(&body).send()
 }
 
@@ -46,6 +51,8 @@ fn a_full_disk_keeps_promises_from_being_made_and_room_brings_them_back() {
     let daemon = Daemon::builder().host_image().flag("--slots", 2).on_disk_of(200 << 20).start();
     let before = id(&promise(&daemon, "echo before").expect(202));
     daemon.wait_for_state(&before, "finished");
+    let large = id(&promise(&daemon, &format!("head -c {LARGE_BYTES} /dev/zero | tr '\\0' y")).expect(202));
+    daemon.wait_for_state(&large, "finished");
     // It ends while there is no room to write how.
     let going = id(&promise(&daemon, "sleep 2; head -c 300000 /dev/zero | tr '\\0' x").expect(202));
     daemon.wait_for_state(&going, "running");
@@ -58,6 +65,13 @@ fn a_full_disk_keeps_promises_from_being_made_and_room_brings_them_back() {
     within(bound, "it not to be ready", || (daemon.get("/readyz").status == 503).then_some(()));
     echo(&daemon);
     daemon.wait_for_state(&going, "finished");
+    // What was written before can be read all the time, however often it is tried to write.
+    for _ in 0..40 {
+        assert_eq!(daemon.show(&before)["stdout"], "before\n");
+        assert_eq!(daemon.show(&large)["stdout"].as_str().map(str::len), Some(LARGE_BYTES));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(daemon.get("/readyz").status, 503);
 
     drop(filler);
     within(bound, "it to be ready again", || (daemon.get("/readyz").status == 200).then_some(()));

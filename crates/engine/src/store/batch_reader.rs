@@ -64,10 +64,10 @@ impl BatchStore for EmbeddedStore {
     }
 
     fn page(&self, wanted: WantedBatches<'_>) -> Result<(Vec<Listed>, Option<BatchId>), StoreError> {
-        let (mut page, mut until) = (Vec::new(), None);
         let older = ..wanted.before.map_or(u128::MAX, number_of_batch);
         let now = clock::timestamp();
         self.shared.read(|reading| {
+            let (mut page, mut until) = (Vec::new(), None);
             let heads = reading.open_table(BATCHES).map_err(failed(READING))?;
             for (looked_at, entry) in heads.range(older).map_err(failed(READING))?.rev().enumerate() {
                 let (_, text) = entry.map_err(failed(READING))?;

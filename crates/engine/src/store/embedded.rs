@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,6 +31,14 @@ pub(super) const LOOKED_AT: usize = 2_000;
 #[error("the file is closed")]
 struct Closed;
 
+/// The file, and how many times it was opened.
+#[derive(Debug)]
+struct Opened {
+    /// Nothing while it can't be opened.
+    file: Option<Database>,
+    times: u64,
+}
+
 /// Dropping it writes what is left.
 #[derive(Debug)]
 pub struct EmbeddedStore {
@@ -40,8 +48,7 @@ pub struct EmbeddedStore {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Nothing while it can't be opened.
-    file: RwLock<Option<Database>>,
+    file: RwLock<Opened>,
     /// Where it is; nowhere in memory.
     pub path: Option<PathBuf>,
     pub queue: Queue,
@@ -50,35 +57,57 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Looks into the file as it stands.
+    /// Looks into the file as it stands. Once a write has failed, for want of room for instance, the file as it was
+    /// opened gives nothing more; what is in it can be read all the same.
     pub(super) fn read<T>(
         &self,
-        look: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+        look: impl Fn(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.with_file(|file| look(&file.begin_read().map_err(failed(READING))?))
+        let times = self.opened().times;
+        let look = || self.with_file(|file| look(&file.begin_read().map_err(failed(READING))?));
+        match look() {
+            Err(error) if is_shut(&error) => {
+                self.open_for_readers(times)?;
+                look()
+            }
+            looked => looked,
+        }
     }
 
     pub(super) fn with_file<T>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
-        match &*file {
+        match &self.opened().file {
             Some(file) => work(file),
-            None => Err(self.broken().unwrap_or_else(|| StoreError::new(READING, Closed))),
+            None => Err(StoreError::new(READING, Closed)),
         }
     }
 
     /// Opens a file anew that has failed, and finds out whether it can be written again.
     pub(super) fn mend(&self) -> Result<Tally, StoreError> {
         if let Some(path) = &self.path {
-            let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
-            // It must be closed before it can be opened.
-            *file = None;
-            *file = Some(tables::open(Some(path))?);
+            self.opened_mut().anew(|| tables::open(Some(path)))?;
         }
         self.with_file(tables::try_to_write)?;
         self.with_file(writer::tally)
+    }
+
+    /// Opens a file anew that has failed, without writing to it, unless somebody else has done it.
+    fn open_for_readers(&self, times: u64) -> Result<(), StoreError> {
+        let mut opened = self.opened_mut();
+        match &self.path {
+            Some(path) if opened.times == times => opened.anew(|| tables::open_as_it_is(path)),
+            _ => Ok(()),
+        }
+    }
+
+    fn opened(&self) -> RwLockReadGuard<'_, Opened> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened_mut(&self) -> RwLockWriteGuard<'_, Opened> {
+        self.file.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn broken(&self) -> Option<StoreError> {
@@ -132,6 +161,21 @@ impl Shared {
     }
 }
 
+impl Opened {
+    fn anew(&mut self, open: impl FnOnce() -> Result<Database, StoreError>) -> Result<(), StoreError> {
+        // It must be closed before it can be opened.
+        self.file = None;
+        self.times += 1;
+        self.file = Some(open()?);
+        Ok(())
+    }
+}
+
+/// Whether only opening the file anew can help.
+fn is_shut(error: &StoreError) -> bool {
+    error.source.is::<Closed>() || matches!(error.source.downcast_ref(), Some(redb::Error::PreviousIo))
+}
+
 impl EmbeddedStore {
     /// Opens the file, or makes it.
     pub fn open(path: &Path, keep: Keep) -> Result<Self, StoreError> {
@@ -146,7 +190,7 @@ impl EmbeddedStore {
     fn over(path: Option<PathBuf>, keep: Keep) -> Result<Self, StoreError> {
         let file = tables::open(path.as_deref())?;
         let tally = writer::tally(&file)?;
-        let file = RwLock::new(Some(file));
+        let file = RwLock::new(Opened { file: Some(file), times: 1 });
         let shared = Arc::new(Shared { file, path, queue: Queue::default(), keep, broken: Mutex::default() });
         let writing = Arc::clone(&shared);
         let writer = std::thread::Builder::new().name("run-store".into());
@@ -247,7 +291,7 @@ impl RunStore for EmbeddedStore {
                     Err(error) => Some(Err(error)),
                 }
             });
-            select(&wanted, newest_first(pending, written))
+            select(&wanted, newest_first(pending.clone(), written))
         })
     }
 

@@ -58,6 +58,8 @@ pub(super) use each_table;
 /// How much of an output one piece holds: what is read at once by who reads a part of it.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
+const OPENING: &str = "open the file of runs";
+
 /// What the database may hold of its file in memory.
 pub(super) const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -107,13 +109,21 @@ pub(super) fn try_to_write(file: &Database) -> Result<(), StoreError> {
     Ok(())
 }
 
-pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
-    const OPENING: &str = "open the file of runs";
+/// Opens a file that is there. There need not be room to write to it.
+pub(super) fn open_as_it_is(path: &Path) -> Result<Database, StoreError> {
+    builder().open(path).map_err(failed(OPENING))
+}
+
+fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+pub(super) fn open(path: Option<&Path>) -> Result<Database, StoreError> {
     let database = match path {
-        Some(path) => builder.create(path),
-        None => builder.create_with_backend(redb::backends::InMemoryBackend::new()),
+        Some(path) => builder().create(path),
+        None => builder().create_with_backend(redb::backends::InMemoryBackend::new()),
     };
     let database = database.map_err(failed(OPENING))?;
     let change = database.begin_write().map_err(failed(OPENING))?;
