@@ -67,6 +67,7 @@ fn find(passwd: &str, user: &str) -> Option<Identity> {
 
 /// Makes the folders of the data directory and gives the server those that are its own.
 pub fn prepare_folders(config: &Config, server: Option<Identity>) -> anyhow::Result<()> {
+    let _shown = keys::file::Shown::begin();
     let make = |path: &Path, mode: u32| {
         fs::DirBuilder::new()
             .recursive(true)
@@ -103,10 +104,25 @@ fn give(path: &Path, to: Identity) -> std::io::Result<()> {
 /// Lets the server read what stays its owner's to write: hashes of keys.
 fn show(folder: &Path, to: Identity) -> std::io::Result<()> {
     std::os::unix::fs::lchown(folder, None, Some(to.gid))?;
+    show_to_group(folder, 0o050)?;
     for entry in fs::read_dir(folder)? {
-        std::os::unix::fs::lchown(entry?.path(), None, Some(to.gid))?;
+        let entry = entry?;
+        std::os::unix::fs::lchown(entry.path(), None, Some(to.gid))?;
+        if entry.file_type()?.is_file() && entry.file_name() != keys::file::LOCK {
+            show_to_group(&entry.path(), 0o040)?;
+        }
     }
     Ok(())
+}
+
+/// What somebody has put there may be hidden from all others.
+fn show_to_group(path: &Path, bits: u32) -> std::io::Result<()> {
+    let mode = fs::symlink_metadata(path)?.permissions().mode();
+    if mode & bits == bits {
+        Ok(())
+    } else {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode | bits))
+    }
 }
 
 /// The folder with Docker's credentials, as the server can read it: root's own is out of its reach,

@@ -6,5 +6,15 @@ for file in /etc/subuid /etc/subgid; do
     grep -qs '^sandglass-runs:' "$file" || echo 'sandglass-runs:1879048192:2147483648' >> "$file"
 done
 if ! grep -qs '^sandglass:' /etc/subuid; then
-    usermod --add-subuids 100000-165535 --add-subgids 100000-165535 sandglass
+    # Behind those of everybody else: the first user of a machine mostly has 100000 and what follows.
+    first=$(cat /etc/subuid /etc/subgid | {
+        most=100000
+        while IFS=: read -r who from count; do
+            case "$from$count" in '' | *[!0-9]*) continue ;; esac
+            [ "$who" = sandglass-runs ] || [ $((from + count)) -le "$most" ] || most=$((from + count))
+        done
+        echo "$most"
+    })
+    last=$((first + 65535))
+    usermod --add-subuids "$first-$last" --add-subgids "$first-$last" sandglass
 fi

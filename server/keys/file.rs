@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
 use run::{Principal, PrincipalName, Quota, Scope};
 use serde::{Deserialize, Serialize};
 
 const VERSION: u32 = 1;
 const NAME: &str = "keys.json";
+/// Held by whoever changes something in the folder.
+pub const LOCK: &str = "lock";
 
 /// Much more than anybody has keys; a file that is larger was not written by us.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -132,8 +135,26 @@ pub(super) fn read_small(path: &Path, bytes_max: u64) -> anyhow::Result<Option<V
     fs::read(path).map(Some).with_context(|| format!("read {}", path.display()))
 }
 
+/// While it lives, what is made has the mode that is said. Whoever starts this program may hide what they make from all
+/// others (`umask 077`), which would be the server, too: it is another user, and would not see a single key.
+#[derive(Debug)]
+pub struct Shown(Mode);
+
+impl Shown {
+    pub fn begin() -> Self {
+        Self(umask(Mode::S_IWGRP | Mode::S_IWOTH))
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        umask(self.0);
+    }
+}
+
 /// Does something with the folder of a data directory; others who want to wait until it is done.
 pub fn locked<T>(data_dir: &Path, work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let _shown = Shown::begin();
     let folder = folder(data_dir);
     let make = || fs::DirBuilder::new().recursive(true).mode(0o755).create(data_dir);
     make().with_context(|| format!("make {}", data_dir.display()))?;
@@ -142,7 +163,7 @@ pub fn locked<T>(data_dir: &Path, work: impl FnOnce(&Path) -> anyhow::Result<T>)
         .mode(0o750)
         .create(&folder)
         .with_context(|| format!("make {}", folder.display()))?;
-    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join("lock"));
+    let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(folder.join(LOCK));
     let lock = lock.with_context(|| format!("lock {}", folder.display()))?;
     let _held = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
