@@ -17,8 +17,9 @@ use crate::http::proxies::Proxies;
 use crate::traces::Collector;
 
 use crate::image_settings::ImageSettings;
-use crate::{keys, memory};
+use crate::{keys, log, memory};
 
+pub use machine::raise_open_files;
 use machine::{
     beside_this_program, default_bodies_bytes, default_data_dir, default_docker_config, default_limits,
     host_cpus, open_files_max,
@@ -56,7 +57,7 @@ macro_rules! config {
 config! {
     /// Where to listen: an address with a port (0 picks a free one), or `unix:/path`
     listen: String = "127.0.0.1:8080".into();
-    /// Where to serve `/metrics` and `/info` apart, to whoever reaches that address, such as 127.0.0.1:9090; empty: not apart
+    /// Where to serve `/metrics`, `/info`, `/healthz` and `/readyz` apart, to whoever reaches that address, such as 127.0.0.1:9090; empty: not apart
     metrics_listen: String = String::new();
     /// Where images are kept
     data_dir: PathBuf = default_data_dir();
@@ -207,6 +208,7 @@ impl Config {
         self.tls_files()?;
         self.proxies()?;
         Collector::parse(&self.traces_to)?;
+        log::check(&self.log).with_context(|| format!("log is {:?}", self.log))?;
         for (name, number) in [
             ("slots", self.slots),
             ("kept_runs", self.kept_runs),
@@ -373,6 +375,7 @@ mod tests {
             ("", &[], "listen = 'here'", "listen is \"here\""),
             ("", &[], "pin_cpus = true\nslots = 5000", "each needs a core of its own"),
             ("", &[], "metrics_listen = 'here'", "metrics_listen is \"here\""),
+            ("", &[], "log = 'engine=loud'", "log is \"engine=loud\""),
             ("", &[], "budget_cpus = 0.5", "budget_cpus and budget_memory_bytes"),
             ("", &[], "listen = '0.0.0.0:80'", "--allow-open-network"),
             ("[limits]\nwall_time_ms = 400000", &[], "", "limits.wall_time_ms is 400000"),

@@ -35,6 +35,11 @@ type Exchange = Box<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>;
 
 static EXCHANGE: OnceLock<Exchange> = OnceLock::new();
 
+/// Whether that is a filter.
+pub fn check(filter: &str) -> anyhow::Result<()> {
+    EnvFilter::try_new(filter).map(drop).map_err(anyhow::Error::from)
+}
+
 /// Starts the log on standard error.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     use std::io::IsTerminal;

@@ -77,7 +77,7 @@ pub fn listen() -> std::io::Result<Signal> {
 pub async fn watch(mut told: Signal, app: Arc<App>, read: Read) {
     let mut current = app.config.clone();
     while told.recv().await.is_some() {
-        match read() {
+        match read().and_then(|new| fits(&app.config, new)) {
             Ok(new) => current = apply(&app, &current, new),
             Err(error) => {
                 let error = format!("{error:#}");
@@ -85,6 +85,21 @@ pub async fn watch(mut told: Signal, app: Arc<App>, read: Read) {
             }
         }
     }
+}
+
+/// The budget stays as it was at the start; limits that are larger would have every run refused that does not say any.
+fn fits(started: &Config, new: Config) -> anyhow::Result<Config> {
+    let budget = (started.budget_cpus, started.budget_memory_bytes);
+    anyhow::ensure!(
+        new.limits.cpus <= budget.0 && new.limits.memory_bytes <= budget.1,
+        "limits.cpus is {}, limits.memory_bytes {}; all runs together may have {} and {} until a restart \
+         (budget_cpus, budget_memory_bytes)",
+        new.limits.cpus,
+        new.limits.memory_bytes,
+        budget.0,
+        budget.1
+    );
+    Ok(new)
 }
 
 /// Returns what is in force now.

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use super::flags::ConfigFlags;
 use crate::http::listener::Listener;
 use crate::privilege::Identity;
 use crate::selftest::Canary;
-use crate::{log, posture, privilege, rootless, say, start};
+use crate::{config, log, posture, privilege, rootless, say, start};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -25,11 +27,15 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     log::start(config.log_format, &config.log)?;
+    config::raise_open_files();
     let listener = Listener::open(&config)?;
 
     // Everything that needs privilege, while this process has one thread.
     let entered = rootless::enter()?;
     let identity = Identity::to_become(&config.user, entered);
+    if let Some(identity) = identity {
+        listener.show(identity.gid).context("show the socket to the server's group")?;
+    }
     privilege::prepare_folders(&config, identity)?;
     let docker = privilege::docker_folder(&config, identity)?;
     let (launcher, hello) = posture::start_launcher(&config)?;

@@ -1,6 +1,7 @@
 //! Defaults that depend on the machine, and on who starts the server.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use run::{Limits, Maxima};
 
@@ -25,6 +26,17 @@ pub(super) fn open_files_max() -> u64 {
     if hard >= more || setrlimit(Resource::RLIMIT_NOFILE, soft, more).is_ok() { more } else { hard }
 }
 
+/// Connections and runs each need some, and a limit that is lower than it has to be, such as the 1024 of a shell or of
+/// a container engine, would be met by a thousand idle clients. Programs get a limit of their own.
+pub fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%errno, "this process may open fewer files than its hard limit allows");
+    }
+}
+
 pub(super) fn host_cpus() -> f64 {
     std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
 }
@@ -35,8 +47,14 @@ pub(super) fn default_bodies_bytes() -> usize {
     eighth.clamp(32 * 1024 * 1024, 256 * 1024 * 1024)
 }
 
-/// One place for the machine's images when we may write there, else one of the user's own.
+/// One place for the machine's images when we may write there, else one of the user's own. Who starts the program
+/// decides, and not whom the server has become when it reads its configuration again.
 pub(super) fn default_data_dir() -> PathBuf {
+    static AT_START: OnceLock<PathBuf> = OnceLock::new();
+    AT_START.get_or_init(data_dir_of_this_user).clone()
+}
+
+fn data_dir_of_this_user() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return "/var/lib/sandglass".into();
     }

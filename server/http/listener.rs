@@ -1,9 +1,10 @@
 //! The socket on which a server listens: one of its own, or one that a service manager holds for it.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -47,6 +48,15 @@ impl Listener {
     /// A socket of our own at this address.
     pub fn bind(address: SocketAddr) -> anyhow::Result<Self> {
         Ok(Self { socket: Socket::bind(&Listen::Tcp(address))?, handed_over: false })
+    }
+
+    /// Lets a group, and root, ask by a socket of our own that is a file. Of one that was handed over its maker decides.
+    pub fn show(&self, gid: u32) -> io::Result<()> {
+        let Socket::Unix(listener) = &self.socket else { return Ok(()) };
+        let address = listener.local_addr()?;
+        let Some(path) = address.as_pathname().filter(|_| !self.handed_over) else { return Ok(()) };
+        lchown(path, None, Some(gid))?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o660))
     }
 
     /// The address that was actually bound, in the form that clients use.

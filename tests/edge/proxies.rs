@@ -95,3 +95,30 @@ fn a_proxy_behind_a_socket_file_is_trusted_by_that_name() {
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     until("the line", || process.log().contains("client=198.51.100.7"));
 }
+
+/// Of a socket that is a file root and the server's group are told apart from all others.
+#[test]
+fn the_file_of_a_socket_is_for_root_and_the_server_s_group() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Folder::new();
+    let path = folder.join("http.sock");
+    for mask in ["0022", "0077"] {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {mask} && exec \"$@\""), "sh"]).arg(sandglass());
+        command.arg("serve").arg(format!("--listen=unix:{}", path.display())).arg("--docker-config=");
+        command.arg("--data-dir").arg(folder.join("data"));
+        let mut process = Process::start("sandglass serve", command);
+        process.wait_for_line("where it listens", Duration::from_secs(60), |line| {
+            line.strip_prefix("listening on unix:").map(drop)
+        });
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("read its status");
+        let group = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Gid:")?.split_whitespace().next()?.parse().ok());
+        let group: u32 = group.expect("the server's group");
+        let file = std::fs::metadata(&path).expect("look at the socket");
+        assert_eq!((file.mode() & 0o777, file.uid(), file.gid()), (0o660, 0, group), "{mask}");
+        assert!(group != 0 && process.stop().success());
+    }
+}

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use support::{Daemon, Finished, host, json, tool, until, within};
+use support::{Daemon, Finished, host, json, scaled, tool, until, within};
 
 use crate::echo;
 
@@ -36,6 +36,33 @@ fn a_server_out_of_descriptors_recovers_when_some_come_back() {
     echo(&daemon);
     daemon.host().assert_unchanged();
     assert_eq!(daemon.process().stop().code(), Some(0));
+}
+
+/// A shell and many a container engine give 1024 where a process may have a thousand times as many.
+#[test]
+fn the_limit_that_need_not_be_is_not_what_idle_clients_can_use_up() {
+    let folder = support::Folder::new();
+    let mut command = std::process::Command::new(tool("prlimit"));
+    command.arg("--nofile=200:8192").arg(support::sandglass()).args([
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--data-dir",
+    ]);
+    command.arg(folder.join("data")).args([
+        "--allow-host-image",
+        "--docker-config=",
+        "--maxima-open-files=4096",
+    ]);
+    command.arg("--header-timeout-ms=60000");
+    let service = support::Service::wait_for(support::Process::start("sandglass serve", command));
+    let held: Vec<TcpStream> =
+        (0..300).map(|_| TcpStream::connect(service.address()).expect("connect")).collect();
+    let body = json!({ "image": "host", "cmd": "echo", "args": ["hi"] });
+    let asked = support::Request::new(service.address(), "POST", "/runs").json(&body);
+    let run = asked.patience(scaled(Duration::from_secs(20))).try_send().expect("an answer").expect(200);
+    assert_eq!(run["stdout"], "hi\n", "{run}");
+    drop(held);
+    assert_eq!(service.stop(), Some(0));
 }
 
 /// With room for connections and none for pipes, a run is our failure, and says so.
