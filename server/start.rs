@@ -63,6 +63,8 @@ pub async fn serve(
     canary: Canary,
     read: reload::Read,
 ) -> anyhow::Result<End> {
+    // Before anything takes its time: the first process of a container would not hear a signal for which nobody listens.
+    let (mut stop, told) = (StopSignal::listen()?, reload::listen()?);
     let apart = config.metrics_at()?.map(Listener::bind).transpose()?;
     let ledger = Arc::new(Ledger::open(&config.data_dir));
     let telemetry = Arc::new(Telemetry::new(config.slots, config.queue_capacity, Arc::clone(&ledger)));
@@ -77,8 +79,7 @@ pub async fn serve(
         answer_timeout: Duration::from_millis(app.config.answer_timeout_ms),
         goodbye: if handed_over { app.config.drain_deadline() + GOODBYE } else { GOODBYE },
     };
-    let mut stop = StopSignal::listen()?;
-    tokio::spawn(reload::watch(reload::listen()?, Arc::clone(&app), read));
+    tokio::spawn(reload::watch(told, Arc::clone(&app), read));
     let closing = CancellationToken::new();
     let task = tokio::spawn(serve::serve(listener, router::service(&app), bounds, tls, closing.clone()));
     let mut serving = Serving { closing, task };

@@ -162,6 +162,20 @@ fn a_keeper_that_is_killed_takes_only_its_run_with_it() {
     assert_eq!(run["stdout"], "on\n");
 }
 
+/// The first process of a container hears no signal for which nobody listens.
+#[test]
+fn who_tells_a_server_to_stop_while_it_tests_itself_is_heard() {
+    let mut process = Daemon::builder().host_image().spawn();
+    let launcher =
+        within(Duration::from_secs(20), "a launcher", || host::children(process.pid()).first().copied());
+    within(Duration::from_secs(20), "the self-test", || {
+        (!host::in_cgroups_of(launcher).is_empty()).then_some(())
+    });
+    process.signal(Signal::SIGTERM);
+    let status = process.wait();
+    assert_eq!(status.code(), Some(0), "an orderly end: {status:?}");
+}
+
 #[test]
 fn sigterm_lets_runs_end_and_takes_no_more() {
     let mut daemon = Daemon::builder().host_image().flag("--slots", 2).start();
