@@ -227,6 +227,8 @@ fn metrics_that_are_served_apart_need_no_key_and_nothing_else_is_there() {
     let ask = |method: &str, path: &str| Request::new(address, method, path).send();
     assert!(ask("GET", "/metrics").text().contains("sandglass_build_info{"));
     assert!(ask("GET", "/info").expect(200)["version"].is_string());
+    // Probes, which clients that hold every connection of the other address can't keep from their answers.
+    assert_eq!((ask("GET", "/healthz").text().as_str(), ask("GET", "/readyz").status), ("ok\n", 200));
     for path in ["/runs", "/images", "/principals"] {
         assert_eq!(ask("GET", path).status, 404, "{path}");
     }
@@ -257,6 +259,22 @@ fn a_server_that_drains_is_not_ready() {
     daemon.process().signal(nix::sys::signal::Signal::SIGTERM);
     until("it says that it takes no more work", || daemon.metric("sandglass_ready") < 0.5);
     assert_eq!(daemon.metric("sandglass_slots{state=\"idle\"}"), 0.0);
+}
+
+/// On the address of its own, too, while the server stops.
+#[test]
+fn a_server_that_drains_says_so_apart() {
+    let mut daemon = Daemon::builder().host_image().flag("--metrics-listen", "127.0.0.1:0").start();
+    let within = std::time::Duration::from_secs(10);
+    let address = daemon.process().wait_for_line("where its metrics are", within, |line| {
+        line.strip_prefix("metrics on http://")?.parse().ok()
+    });
+    let id = daemon.run_async(&sh("sleep 3"));
+    daemon.wait_for_state(&id, "running");
+    daemon.process().signal(nix::sys::signal::Signal::SIGTERM);
+    until("it is not ready", || Request::new(address, "GET", "/readyz").send().status == 503);
+    Request::new(address, "GET", "/readyz").send().problem(503, "draining");
+    assert_eq!(Request::new(address, "GET", "/healthz").send().status, 200);
 }
 
 /// A mount that a bug would leave in the launcher's namespace, made by hand.

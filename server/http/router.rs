@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::State;
 use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -53,5 +54,8 @@ pub fn service(app: &Arc<App>) -> Router {
 /// What is served apart with `metrics_listen`: nothing that could change anything, so no layer asks who it is.
 pub fn watching(app: &Arc<App>) -> Router {
     let router = Router::new().route("/metrics", get(health::metrics)).route("/info", get(health::info));
+    // Clients that hold every connection of the other address don't keep a probe from its answer.
+    let ready = get(async |app: State<Arc<App>>| health::readyz(app).await.map_err(|why| why.into_reply("")));
+    let router = router.route("/healthz", get(health::healthz)).route("/readyz", ready);
     router.with_state(Arc::clone(app))
 }
