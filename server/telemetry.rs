@@ -6,11 +6,12 @@ mod images;
 mod make;
 mod queued;
 mod runs;
+mod strangers;
 mod tls;
 
 use std::collections::HashSet;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use make::Make;
@@ -72,6 +73,9 @@ pub struct Telemetry {
     queue_depth: IntGauge,
     queue_oldest_age: Gauge,
     runs_queued: IntGaugeVec,
+    /// The names that it shows.
+    principals_shown: Mutex<HashSet<String>>,
+    strangers: strangers::Strangers,
     queue_capacity: IntGauge,
     slots: IntGaugeVec,
     rejected: IntCounterVec,
@@ -226,6 +230,8 @@ impl Telemetry {
                 "principal",
                 &["other"],
             ),
+            principals_shown: Mutex::default(),
+            strangers: strangers::Strangers::default(),
             slots: make.gauges(
                 "slots",
                 "The right to have one sandbox running",
@@ -374,7 +380,11 @@ impl Telemetry {
     /// A request without a key that is good for it; `problem` is one of a few names.
     pub fn not_let_in(&self, problem: &'static str) {
         self.rejected.with_label_values(&["auth"]).inc();
-        tracing::warn!(problem, "a request was not let in");
+        // Anybody can bring that about, as often as they like, and lines are read by somebody with a disk.
+        if let Some(unsaid) = self.strangers.may_say(Instant::now()) {
+            let unsaid = (unsaid > 0).then_some(unsaid);
+            tracing::warn!(problem, unsaid, "a request was not let in");
+        }
     }
 
     fn overshot(&self, limit: &str, by: Duration) {

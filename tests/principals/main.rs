@@ -111,6 +111,24 @@ fn a_key_lets_in_and_nothing_else_does() {
     );
 }
 
+#[test]
+fn who_knows_no_key_does_not_fill_the_log() {
+    let builder = Daemon::builder();
+    builder.key(&["alice"]);
+    let daemon = builder.start();
+    let began = std::time::Instant::now();
+    for _ in 0..300 {
+        daemon.get("/runs").problem(401, "unauthorized");
+    }
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    let page = |log: &str| log.matches("a request was not let in").count();
+    until("some lines", || page(&daemon.log()) > 0);
+    assert!(page(&daemon.log()) <= 20 * seconds, "{} lines in {seconds} s", page(&daemon.log()));
+    std::thread::sleep(Duration::from_millis(1100));
+    daemon.get("/runs").problem(401, "unauthorized");
+    daemon.wait_for_log("unsaid=");
+}
+
 fn make_key(daemon: &Daemon, words: &[&str]) -> String {
     daemon.builder_of().key(words)
 }
