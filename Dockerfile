@@ -1,7 +1,7 @@
 # Two static binaries in an otherwise empty image (before version 23 Docker wants DOCKER_BUILDKIT=1 to build it):
 #   docker build -t sandglass .
 #   KEY=$(docker run --rm -v sandglass:/var/lib/sandglass sandglass key create me)
-#   docker run -d --cap-add SYS_ADMIN --security-opt seccomp=deploy/docker/seccomp.json \
+#   docker run -d --stop-timeout 45 --cap-add SYS_ADMIN --security-opt seccomp=deploy/docker/seccomp.json \
 #     -p 127.0.0.1:8080:8080 -v sandglass:/var/lib/sandglass sandglass
 # It makes namespaces, mounts and cgroups, which CAP_SYS_ADMIN is for; it needs nothing else that containers
 # don't have, least of all --privileged. Under Docker's own seccomp profile it works as well, with one wall

@@ -43,7 +43,7 @@ fn the_readme_has_a_dashboard_after_the_three_commands_that_are_tried() {
     let readme = text("README.md");
     let commands = readme.lines().filter_map(|line| Some(line.split_once("docker compose -f ")?.1));
     let file = "deploy/compose/compose.yml";
-    let tried = ["build", "run --rm key)", "up -d"].map(|words| format!("{file} {words}"));
+    let tried = ["build", "run --rm -T key)", "up -d"].map(|words| format!("{file} {words}"));
     assert_eq!(commands.collect::<Vec<_>>(), tried);
     assert!(readme.contains("<http://localhost:3000>"));
     assert!(text(file).contains("ports: [\"127.0.0.1:3000:3000\"]"));
@@ -112,6 +112,32 @@ fn the_chart_renders_what_kubernetes_schemas_accept_with_no_more_privilege_than_
         assert_eq!(security["capabilities"], support::json!({ "add": ["SYS_ADMIN"] }));
         assert_eq!(security["privileged"], false);
         assert_eq!(pod["automountServiceAccountToken"], false);
+        // Clients may hold every connection of the other port.
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(pod["containers"][0][probe]["httpGet"]["port"], "metrics", "{probe}");
+        }
+        // By the names of its Service it answers.
+        let service = documents.iter().find(|document| document["kind"] == "Service").expect("a service");
+        let name = service["metadata"]["name"].as_str().expect("a name");
+        let words = pod["containers"][0]["args"].as_array().expect("words");
+        let hosts =
+            words.iter().find_map(|word| word.as_str()?.strip_prefix("--allowed-hosts=")).expect("names");
+        let hosts: Vec<_> = hosts.split(',').collect();
+        for end in ["", ".sandglass", ".sandglass.svc", ".sandglass.svc.cluster.local"] {
+            assert!(hosts.contains(&&*format!("{name}{end}")), "{end}: {hosts:?}");
+        }
+        if kind == "Deployment" {
+            // One pod on each node: one more could wait for a node for ever, and the old ones for it.
+            assert!(
+                pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+                    .is_array()
+            );
+            let rolling = &workload["spec"]["strategy"]["rollingUpdate"];
+            assert_eq!(
+                (&rolling["maxSurge"], &rolling["maxUnavailable"]),
+                (&support::json!(0), &support::json!(1))
+            );
+        }
         // As long as runs may take, what preStop takes, and the last answers.
         assert!(pod["terminationGracePeriodSeconds"].as_u64() >= Some(30 + 5 + 5));
         for kind in ["NetworkPolicy", "PodDisruptionBudget", "Service", "ConfigMap"] {
