@@ -84,6 +84,25 @@ fn cpu_time_is_counted_over_all_processes() {
 }
 
 #[test]
+fn who_meets_a_limit_is_dead_when_the_answer_is_there() {
+    let daemon = Daemon::builder().host_image().flag("--prepared-max", 0).start();
+    daemon.run(&json!({ "image": "host", "cmd": "true" }));
+    let host = daemon.host();
+    for (script, limits, outcome) in [
+        ("setsid sleep 600 & sleep 600", json!({ "wall_time_ms": 200 }), "wall_time_limit"),
+        ("setsid sleep 600 & while :; do :; done", json!({ "cpu_time_ms": 200 }), "cpu_time_limit"),
+        ("setsid sleep 600 & tail /dev/zero", json!({ "memory_bytes": 16 << 20 }), "memory_limit"),
+        ("setsid sleep 600 & yes", json!({ "stdout_bytes": 1000 }), "output_limit"),
+    ] {
+        let body = json!({ "image": "host", "cmd": "sh", "args": ["-c", script], "limits": limits });
+        let run = daemon.run(&body);
+        assert_eq!(support::host::in_cgroups_of(daemon.launcher_pid()).len(), 0, "{script}");
+        assert_eq!(run["outcome"], outcome, "{script}: {run:#}");
+        host.assert_unchanged();
+    }
+}
+
+#[test]
 fn memory() {
     let daemon = Daemon::start();
     let limits = json!({ "memory_bytes": 100 << 20, "disk_bytes": 200 << 20, "file_size_bytes": 200 << 20 });

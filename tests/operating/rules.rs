@@ -44,6 +44,11 @@ fn every_alert_fires_when_it_should_and_is_silent_when_it_should() {
     }
     let names: BTreeSet<String> = alerts().into_iter().map(|(name, _)| name).collect();
     assert_eq!((&fires, &silent), (&names, &names), "alerts that fire, and that are silent, in a test");
+    let promised = format!("| {0} of {0} alerts fire", names.len());
+    assert!(
+        text("docs/SPECIFICATION.md").contains(&promised),
+        "docs/SPECIFICATION.md should say {promised:?}"
+    );
 }
 
 #[test]
@@ -58,6 +63,19 @@ fn every_alert_names_a_runbook_that_is_there_and_every_runbook_an_alert() {
             assert!(runbook.contains(part), "{path} lacks {part:?}");
         }
         named.insert(format!("{name}.md"));
+    }
+    // Every reason for which the server is not ready, as its code has them.
+    let health = crate::text("server/http/health.rs");
+    let reasons =
+        health.split("fn not_ready(").nth(1).and_then(|rest| rest.split("\n}\n").next()).expect("a function");
+    let reasons = reasons.split("problem::").skip(1).filter_map(|rest| rest.split([')', '}']).next());
+    let runbook = crate::text("docs/operating/runbooks/SandglassNotReady.md");
+    for reason in reasons.filter(|reason| reason.chars().all(|c| c.is_uppercase() || c == '_')) {
+        let reason = reason.to_lowercase().replace('_', "-");
+        assert!(
+            runbook.contains(&format!("- `{reason}`: ")),
+            "the runbook does not say what to do about {reason}"
+        );
     }
     let there = std::fs::read_dir(file("docs/operating/runbooks")).expect("list the runbooks");
     let there: BTreeSet<String> =

@@ -19,6 +19,7 @@ const TESTS: &[(&str, &[&str])] = &[
     ("leftovers", &[]),
     ("promises", &[]),
     ("store", &["faults::"]),
+    ("security", &["registries::"]),
     ("operating", &["upgrade::", "reload::"]),
 ];
 
