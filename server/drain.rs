@@ -42,14 +42,21 @@ pub struct Serving {
 
 /// The socket is ours and goes with us: new connections are told that we are stopping, until every run
 /// has ended.
-pub async fn telling(engine: &Engine, serving: &Serving, stop: &mut StopSignal, deadline: Duration) {
-    drain(engine, stop, deadline).await;
+/// Whether the signal came again.
+pub async fn telling(engine: &Engine, serving: &Serving, stop: &mut StopSignal, deadline: Duration) -> bool {
+    let told_twice = drain(engine, stop, deadline).await;
     serving.closing.cancel();
+    told_twice
 }
 
 /// The socket stays when we go: new connections wait in its backlog for the next server, and who is
-/// connected to this one is served as ever, so that nobody notices.
-pub async fn silently(engine: &Engine, serving: &mut Serving, stop: &mut StopSignal, deadline: Duration) {
+/// connected to this one is served as ever, so that nobody notices. Whether the signal came again.
+pub async fn silently(
+    engine: &Engine,
+    serving: &mut Serving,
+    stop: &mut StopSignal,
+    deadline: Duration,
+) -> bool {
     let until = Instant::now() + deadline;
     serving.closing.cancel();
     let heard = async {
@@ -62,18 +69,32 @@ pub async fn silently(engine: &Engine, serving: &mut Serving, stop: &mut StopSig
         () = tokio::time::sleep_until(until) => {}
         name = stop.received() => {
             tracing::warn!("{name} again: cancelling what still runs");
-            return engine.drain(Duration::ZERO).await;
+            engine.drain(Duration::ZERO).await;
+            return true;
         }
     }
-    drain(engine, stop, until.saturating_duration_since(Instant::now())).await;
+    drain(engine, stop, until.saturating_duration_since(Instant::now())).await
 }
 
-async fn drain(engine: &Engine, stop: &mut StopSignal, deadline: Duration) {
+async fn drain(engine: &Engine, stop: &mut StopSignal, deadline: Duration) -> bool {
     tokio::select! {
-        () = engine.drain(deadline) => {}
+        () = engine.drain(deadline) => false,
         name = stop.received() => {
             tracing::warn!("{name} again: cancelling what still runs");
             engine.drain(Duration::ZERO).await;
+            true
+        }
+    }
+}
+
+/// The last answers, without waiting for those who are slow to take them.
+pub async fn hurried(mut serving: Serving) -> std::io::Result<()> {
+    match tokio::time::timeout(GOODBYE, &mut serving.task).await {
+        Ok(ended) => ended?,
+        Err(_) => {
+            tracing::warn!("some connections did not finish in time");
+            serving.task.abort();
+            Ok(())
         }
     }
 }

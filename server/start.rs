@@ -104,15 +104,21 @@ pub async fn serve(
         }
     };
     notify::stopping();
-    match end {
+    let told_twice = match end {
         End::Stopped if handed_over => {
-            drain::silently(&app.engine, &mut serving, &mut stop, app.config.drain_deadline()).await;
+            drain::silently(&app.engine, &mut serving, &mut stop, app.config.drain_deadline()).await
         }
         End::Stopped => drain::telling(&app.engine, &serving, &mut stop, app.config.drain_deadline()).await,
         End::LauncherLost => drain::telling(&app.engine, &serving, &mut stop, Duration::ZERO).await,
-    }
+    };
     ahead.abort();
-    serving.task.await.context("serve")??;
+    // Whoever comes anew waits for the next server: a client that is slow to take its answer does not keep that from
+    // starting when there is nothing left to drain.
+    if told_twice || end == End::LauncherLost {
+        drain::hurried(serving).await.context("serve")?;
+    } else {
+        serving.task.await.context("serve")??;
+    }
     watched.cancel();
     app.images.close().await;
     app.ledger.write().await;

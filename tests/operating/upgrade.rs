@@ -1,7 +1,7 @@
 //! An upgrade as systemd does it: somebody else holds the listening socket, the old server drains, the next
 //! one starts, and no client is refused or answered with an error.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
@@ -140,6 +140,35 @@ fn servers_that_take_over_one_socket_lose_no_request() {
     let (one, two) = (answers.load(Ordering::Relaxed), http2.load(Ordering::Relaxed));
     println!("{one} requests over four servers, and {two} by HTTP/2");
     assert!(server.stop().success());
+}
+
+/// Nobody is served meanwhile: whoever comes waits for the next server.
+#[test]
+fn who_is_slow_to_take_an_answer_does_not_keep_the_next_server_from_starting() {
+    let large = json!({
+        "image": "host", "cmd": "sh", "args": ["-c", "head -c 30000000 /dev/zero | tr '\\0' x"],
+        "limits": { "stdout_bytes": 40_000_000 },
+    });
+    for launcher_dies in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let folder = Folder::new();
+        let mut server = serve_on(&listener, &folder);
+        let mut slow =
+            Request::new(address, "POST", "/runs").json(&large).begin().expect("ask").into_stream();
+        slow.read_exact(&mut [0; 12]).expect("the beginning of an answer");
+        if launcher_dies {
+            let launcher = support::host::children(server.pid())[0];
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(launcher), Signal::SIGKILL).expect("kill it");
+        } else {
+            server.signal(Signal::SIGTERM);
+            std::thread::sleep(Duration::from_millis(500));
+            server.signal(Signal::SIGTERM);
+        }
+        let status = support::within(Duration::from_secs(15), "its end", || server.try_wait());
+        assert_eq!(status.code(), Some(if launcher_dies { 70 } else { 0 }), "{status:?}");
+        drop(slow);
+    }
 }
 
 #[test]
