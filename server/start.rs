@@ -176,7 +176,7 @@ async fn assemble(
         bodies: body::BodyLimits {
             bytes_max: config.body_bytes_max,
             time_max: Duration::from_millis(config.body_timeout_ms),
-            memory: Arc::new(Semaphore::new(config.bodies_bytes_max)),
+            memory: body::BodyMemory::new(config.bodies_bytes_max, config.body_bytes_max),
         },
         openapi: serde_json::to_vec(&document)?.into(),
         backups: Arc::new(Semaphore::new(1)),

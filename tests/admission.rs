@@ -26,6 +26,31 @@ fn retry_after(refused: &Response) -> u64 {
     seconds
 }
 
+/// What large requests hold until their runs have ended is not all that there is for others.
+#[test]
+fn large_runs_of_one_principal_that_wait_leave_room_for_a_large_run_of_another() {
+    const BODY: usize = 1 << 20;
+    let builder = Daemon::builder().host_image().flag("--slots", 2);
+    let builder = builder.flag("--body-bytes-max", BODY).flag("--bodies-bytes-max", 4 * BODY);
+    let builder = builder.flag("--body-timeout-ms", 3000).flag("--drain-deadline-ms", 100);
+    let (alice, bob) = (builder.key(&["alice", "--concurrency", "1"]), builder.key(&["bob"]));
+    let daemon = builder.start();
+    let large = |cmd: &str, bytes: usize| json!({ "image": "host", "cmd": cmd, "args": ["-c"], "stdin": "x".repeat(bytes) });
+    let post = |key: &str, body: &Value| {
+        daemon.request("POST", "/runs").key(key).header("Prefer", "respond-async").json(body).send()
+    };
+    let mut sleep = large("sleep", BODY - 300);
+    sleep["args"] = json!(["60"]);
+    sleep["limits"] = json!({ "wall_time_ms": 60_000 });
+    for _ in 0..3 {
+        post(&alice, &sleep).expect(202);
+    }
+    let refused = post(&alice, &sleep).problem(429, "quota-exceeded");
+    assert!(refused["detail"].as_str().is_some_and(|text| text.contains("memory")), "{refused:#}");
+    let request = daemon.request("POST", "/runs").key(&bob).json(&large("wc", 200_000));
+    assert_eq!(request.send().expect(200)["stdout"], "200000\n");
+}
+
 #[test]
 fn a_crowd_of_one_principal_delays_anothers_first_run_by_one_turn() {
     let builder = Daemon::builder().host_image().flag("--slots", 1);

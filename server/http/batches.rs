@@ -8,12 +8,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use engine::batch::{Batch, BatchHandle, BatchId, BatchSpec, BatchState, PreparedId, TakenBatch};
 use run::Verdict;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::{About, Caller};
 use super::batch_events;
 use super::batch_reply::{BatchListReply, BatchReply, BatchStateName, ListedReply};
-use super::body::JsonBody;
+use super::body::{JsonBody, Share};
 use super::create_batch::{self, Around, CreateBatch};
 use super::events::{ServerSentEvent, WantsEvents};
 use super::filter::BatchFilter;
@@ -155,7 +154,7 @@ fn read(app: &App, caller: &Caller, body: serde_json::Value) -> Result<BatchSpec
 }
 
 /// What a request holds in memory counts for as long as its batch has not ended.
-fn hold_to_the_end(handle: &BatchHandle, share: Option<OwnedSemaphorePermit>) {
+fn hold_to_the_end(handle: &BatchHandle, share: Option<Share>) {
     let Some(share) = share else { return };
     let waiting = handle.clone();
     tokio::spawn(async move {

@@ -1,15 +1,19 @@
 //! Reads a request's body within its limits: size, time, and what all bodies may hold together.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use run::PrincipalName;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::auth::Caller;
 use super::problem::{self, Problem};
 use super::query::NoQuery;
 use super::{App, json};
@@ -22,7 +26,7 @@ const SMALL_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct JsonBody {
     pub value: Value,
-    pub share: Option<OwnedSemaphorePermit>,
+    pub share: Option<Share>,
 }
 
 /// How much may be read, and in what time.
@@ -30,8 +34,77 @@ pub struct JsonBody {
 pub struct BodyLimits {
     pub bytes_max: usize,
     pub time_max: Duration,
-    /// One permit is one byte of memory for bodies.
-    pub memory: Arc<Semaphore>,
+    pub memory: BodyMemory,
+}
+
+/// What all bodies may hold together, a permit for each byte, and what those of one principal may: room for one body of
+/// anybody else is left, however many large runs a principal has waiting.
+#[derive(Debug)]
+pub struct BodyMemory {
+    all: Arc<Semaphore>,
+    each_max: usize,
+    each: Mutex<HashMap<PrincipalName, Weak<Semaphore>>>,
+}
+
+/// What one body holds, until it is dropped.
+#[derive(Debug)]
+pub struct Share {
+    own: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
+}
+
+impl Share {
+    fn keep(&mut self, bytes: usize) {
+        for permits in [&mut self.own, &mut self.all] {
+            drop(permits.split(permits.num_permits().saturating_sub(bytes)));
+        }
+    }
+}
+
+impl BodyMemory {
+    pub fn new(bytes_max: usize, body_bytes_max: usize) -> Self {
+        let each_max = bytes_max.saturating_sub(body_bytes_max).max(body_bytes_max);
+        Self { all: Arc::new(Semaphore::new(bytes_max)), each_max, each: Mutex::default() }
+    }
+
+    /// That of whoever asks. On a server without keys everybody is the same.
+    fn of(&self, caller: Option<&Caller>) -> Arc<Semaphore> {
+        let name = caller.map(|caller| &caller.principal.name).filter(|name| !name.is_anonymous());
+        let Some(name) = name else { return Self::unbounded() };
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = each.get(name).and_then(Weak::upgrade) {
+            return known;
+        }
+        each.retain(|_, known| known.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(self.each_max));
+        each.insert(name.clone(), Arc::downgrade(&new));
+        new
+    }
+
+    fn unbounded() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(Semaphore::MAX_PERMITS))
+    }
+}
+
+/// For whom or what a body waits that is not there in time.
+#[derive(Clone, Copy)]
+enum WaitsFor {
+    Client,
+    Itself,
+    Others,
+}
+
+fn too_late(waits_for: u8) -> Problem {
+    const PAUSE: Duration = Duration::from_secs(1);
+    if waits_for == WaitsFor::Itself as u8 {
+        let detail = "the large requests of this principal, whose runs have not ended, hold all the memory that it may have";
+        problem::QUOTA_EXCEEDED.detail(detail).retry_after(PAUSE)
+    } else if waits_for == WaitsFor::Others as u8 {
+        let detail = "large requests, whose runs have not ended, hold all the memory that there is for them";
+        problem::QUEUE_FULL.detail(detail).retry_after(PAUSE)
+    } else {
+        problem::BODY_TIMEOUT.problem()
+    }
 }
 
 impl FromRequest<Arc<App>> for JsonBody {
@@ -42,17 +115,20 @@ impl FromRequest<Arc<App>> for JsonBody {
         NoQuery::check(request.uri())?;
         check_type(request.headers())?;
         let limits = &app.bodies;
+        let of = limits.memory.of(request.extensions().get::<Caller>());
+        let waits_for = AtomicU8::new(WaitsFor::Client as u8);
         let declared = content_length(request.headers());
         let most = declared.unwrap_or(limits.bytes_max);
         if most > limits.bytes_max {
             return Err(too_large(limits));
         }
-        let reading = read(request, most, limits);
-        let (bytes, mut share) =
-            timeout(limits.time_max, reading).await.map_err(|_| problem::BODY_TIMEOUT.problem())??;
+        let reading = read(request, most, limits, of, &waits_for);
+        let (bytes, mut share) = timeout(limits.time_max, reading)
+            .await
+            .map_err(|_| too_late(waits_for.load(Ordering::Relaxed)))??;
         if let Some(share) = &mut share {
             // What was set aside and not needed goes back.
-            drop(share.split(share.num_permits().saturating_sub(bytes.len())));
+            share.keep(bytes.len());
         }
         Ok(Self { value: json::parse(&bytes)?, share })
     }
@@ -62,7 +138,9 @@ async fn read(
     request: Request,
     most: usize,
     limits: &BodyLimits,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Problem> {
+    of: Arc<Semaphore>,
+    waits_for: &AtomicU8,
+) -> Result<(Vec<u8>, Option<Share>), Problem> {
     let mut body = Limited::new(request.into_body(), most);
     let mut bytes = Vec::new();
     let mut share = None;
@@ -78,8 +156,13 @@ async fn read(
         if share.is_none() && bytes.len() + data.len() > SMALL_BYTES {
             // All of it at once: bodies that each wait for the rest of their share would wait for ever.
             let permits = u32::try_from(most).unwrap_or(u32::MAX);
-            let taken = Arc::clone(&limits.memory).acquire_many_owned(permits).await;
-            share = Some(taken.map_err(|_| problem::DRAINING.problem())?);
+            waits_for.store(WaitsFor::Itself as u8, Ordering::Relaxed);
+            let own = Arc::clone(&of).acquire_many_owned(permits).await;
+            waits_for.store(WaitsFor::Others as u8, Ordering::Relaxed);
+            let all = Arc::clone(&limits.memory.all).acquire_many_owned(permits).await;
+            waits_for.store(WaitsFor::Client as u8, Ordering::Relaxed);
+            let own = own.map_err(|_| problem::DRAINING.problem())?;
+            share = Some(Share { own, all: all.map_err(|_| problem::DRAINING.problem())? });
         }
         bytes.extend_from_slice(data);
     }

@@ -9,10 +9,9 @@ use axum::{Extension, Json};
 use engine::{Found, Key, RunHandle, Taken};
 use run::{Run, RunId, RunState};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::Caller;
-use super::body::JsonBody;
+use super::body::{JsonBody, Share};
 use super::create_run::CreateRun;
 use super::events::{self, ServerSentEvent, WantsEvents};
 use super::filter::Filter;
@@ -150,7 +149,7 @@ async fn again(app: &App, id: RunId, events: bool, prefer: Prefer) -> Result<Res
 }
 
 /// What a request holds in memory counts for as long as its run has not ended, whoever waits for it.
-fn hold_to_the_end(handle: &RunHandle, share: Option<OwnedSemaphorePermit>) {
+fn hold_to_the_end(handle: &RunHandle, share: Option<Share>) {
     // A small body has none, and no task has to be made for it.
     let Some(share) = share else { return };
     let waiting = handle.clone();
