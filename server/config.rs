@@ -91,7 +91,7 @@ config! {
     files_bytes_max: u64 = 4 * 1024 * 1024 * 1024;
     /// The largest uploaded file, in bytes
     file_bytes_max: u64 = 1024 * 1024 * 1024;
-    /// How long an uploaded file is kept, in seconds
+    /// How long an uploaded file is kept at most, in seconds; those used longest ago go earlier, whoever sent them, where `files_bytes_max` is reached
     files_kept_for_s: u64 = 24 * 3600;
     /// How long running runs may go on once the server is told to stop, in milliseconds
     drain_deadline_ms: u64 = 30_000;

@@ -6,15 +6,16 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// It listens and has tested itself.
 pub fn ready() {
     tell("READY=1\nSTATUS=takes work");
 }
 
-/// It takes no more work; its end may take as long as runs may.
-pub fn stopping() {
-    tell("STOPPING=1\nSTATUS=lets runs end");
+/// It takes no more work; its end may take so long, whatever `TimeoutStopSec=` says.
+pub fn stopping(most: Duration) {
+    tell(&format!("STOPPING=1\nSTATUS=lets runs end\nEXTEND_TIMEOUT_USEC={}", most.as_micros()));
 }
 
 fn tell(words: &str) {

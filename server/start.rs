@@ -34,6 +34,10 @@ use crate::traces::{Collector, Traces};
 /// How long a client's key stands for its run.
 const KEYS_STAND_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How much longer than its drain a server may take until it has ended: for those who are slow to take their answers, and
+/// for what it writes down.
+const LAST_ANSWERS: Duration = Duration::from_secs(15);
+
 /// How a server ended that had started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -103,7 +107,7 @@ pub async fn serve(
             End::LauncherLost
         }
     };
-    notify::stopping();
+    notify::stopping(app.config.drain_deadline() + LAST_ANSWERS);
     let told_twice = match end {
         End::Stopped if handed_over => {
             drain::silently(&app.engine, &mut serving, &mut stop, app.config.drain_deadline()).await
