@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::drain::{self, GOODBYE, Serving, StopSignal};
 use crate::http::listener::Listener;
 use crate::http::serve::{self, Bounds};
-use crate::http::{App, body, docs, router};
+use crate::http::{App, body, docs, router, seats};
 use crate::keys::{KeyRing, Ledger, LoginBook};
 use crate::layers::LauncherLayers;
 use crate::leaks::{Groups, Mounts};
@@ -182,6 +182,7 @@ async fn assemble(
             time_max: Duration::from_millis(config.body_timeout_ms),
             memory: body::BodyMemory::new(config.bodies_bytes_max, config.body_bytes_max),
         },
+        seats: Arc::new(seats::Seats::of(config.connections_max)),
         openapi: serde_json::to_vec(&document)?.into(),
         backups: Arc::new(Semaphore::new(1)),
         config,

@@ -113,12 +113,14 @@ pub struct Telemetry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedFor {
     TooLarge,
+    Quota,
 }
 
 impl RefusedFor {
     fn as_str(self) -> &'static str {
         match self {
             Self::TooLarge => "too_large",
+            Self::Quota => "quota",
         }
     }
 }

@@ -26,6 +26,34 @@ fn retry_after(refused: &Response) -> u64 {
     seconds
 }
 
+/// Connections are for everybody.
+#[test]
+fn who_follows_its_run_on_every_connection_keeps_nobody_else_out() {
+    let builder =
+        Daemon::builder().host_image().flag("--connections-max", 16).flag("--drain-deadline-ms", 100);
+    let (alice, bob) = (builder.key(&["alice"]), builder.key(&["bob"]));
+    let daemon = builder.start();
+    let sleep =
+        json!({ "image": "host", "cmd": "sleep", "args": ["60"], "limits": { "wall_time_ms": 60_000 } });
+    let run = begin(&daemon, &alice, &sleep);
+    let path = format!("/runs/{}/events", run["id"].as_str().expect("an id"));
+    let watch = || daemon.request("GET", &path).key(&alice);
+    let follow = || {
+        let mut stream = watch().begin().expect("ask").into_stream();
+        let mut status = [0; 12];
+        std::io::Read::read_exact(&mut stream, &mut status).expect("a status");
+        assert_eq!(&status, b"HTTP/1.1 200");
+        stream
+    };
+    let held: Vec<_> = (0..12).map(|_| follow()).collect();
+    daemon.request("GET", "/runs").key(&alice).send().problem(429, "quota-exceeded");
+    daemon.request("GET", "/runs").key(&bob).send().expect(200);
+    drop(held);
+    within(Duration::from_secs(10), "room again", || {
+        (daemon.request("GET", "/runs").key(&alice).send().status == 200).then_some(())
+    });
+}
+
 /// What large requests hold until their runs have ended is not all that there is for others.
 #[test]
 fn large_runs_of_one_principal_that_wait_leave_room_for_a_large_run_of_another() {

@@ -3,7 +3,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
@@ -16,6 +18,11 @@ use run::{FileId, Principal, PrincipalName, RunId, Scope};
 use super::App;
 use super::layers::RequestId;
 use super::problem::{self, Problem};
+use super::seats::Seated;
+use crate::telemetry::RefusedFor;
+
+/// When it is worth trying again for whoever has as many requests open as it may.
+const OPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who knows who is asking. What it says holds at once: it must not wait for anything.
 pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
@@ -102,13 +109,23 @@ pub async fn authenticate(State(app): State<Arc<App>>, mut request: Request, nex
             return refusal.into_response();
         }
     };
+    let name = &caller.principal.name;
+    let seat = if name.is_anonymous() { None } else { Some(app.seats.take(name)) };
+    if matches!(seat, Some(None)) {
+        app.telemetry.request_refused(RefusedFor::Quota);
+        let detail = "as many requests of this principal are open as one may have";
+        return problem::QUOTA_EXCEEDED.detail(detail).retry_after(OPEN_PAUSE).into_response();
+    }
     let record = caller.key.is_some().then(|| Audit::begin(&caller, &request)).flatten();
     request.extensions_mut().insert(caller);
     let reply = next.run(request).await;
     if let Some(record) = record {
         record.end(&reply);
     }
-    reply
+    match seat.flatten() {
+        Some(seat) => reply.map(|body| Body::new(Seated::new(body, seat))),
+        None => reply,
+    }
 }
 
 fn identify(keys: &dyn Authenticator, headers: &HeaderMap, scope: Scope) -> Result<Caller, Refusal> {

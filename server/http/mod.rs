@@ -8,6 +8,7 @@ pub mod layers;
 pub mod auth;
 
 pub mod runs;
+pub mod seats;
 
 pub mod events;
 pub mod raw;
@@ -88,6 +89,7 @@ pub struct App {
     /// What SIGHUP may change.
     pub settings: Live,
     pub bodies: body::BodyLimits,
+    pub seats: Arc<seats::Seats>,
     /// `openapi.json`, written once.
     pub openapi: Bytes,
     /// One backup at a time: each takes room on the disk until it has been sent.
