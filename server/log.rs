@@ -30,6 +30,14 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
+/// How much of a path is logged, which is long enough for every call that there is.
+const PATH_BYTES_MAX: usize = 1024;
+
+/// A path as it is logged, which has several places in a line: as far as a line can bear what a client has made up.
+pub fn path(path: &str) -> &str {
+    path.get(..path.floor_char_boundary(PATH_BYTES_MAX)).unwrap_or_default()
+}
+
 /// Exchanges the filter of a log that was started.
 type Exchange = Box<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>;
 

@@ -19,6 +19,7 @@ use super::App;
 use super::layers::RequestId;
 use super::problem::{self, Problem};
 use super::seats::Seated;
+use crate::log;
 use crate::telemetry::RefusedFor;
 
 /// When it is worth trying again for whoever has as many requests open as it may.
@@ -208,7 +209,7 @@ impl Audit {
         Some(Self {
             caller: caller.clone(),
             method: method.clone(),
-            path: request.uri().path_and_query().map_or("", PathAndQuery::as_str).to_owned(),
+            path: log::path(request.uri().path_and_query().map_or("", PathAndQuery::as_str)).to_owned(),
             request_id: request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default(),
             status: None,
             about: None,
@@ -232,7 +233,7 @@ impl Drop for Audit {
             None => (None, None, None),
         };
         tracing::info!(
-            target: crate::log::AUDIT,
+            target: log::AUDIT,
             principal = %self.caller.principal.name,
             key = self.caller.key.as_deref(),
             method = %self.method,

@@ -21,6 +21,7 @@ use super::auth;
 use super::problem::{self, Problem};
 use super::serve::Peer;
 use super::{App, accept};
+use crate::log;
 use crate::telemetry::RefusedFor;
 use crate::traces::Place;
 
@@ -82,7 +83,7 @@ async fn trace(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
         id = %request_id(&request),
         client = client.map(display),
         method = %request.method(),
-        path = %request.uri().path(),
+        path = %log::path(request.uri().path()),
         traceparent = traced.then_some(parent).filter(|parent| !parent.is_empty()),
     );
     request.extensions_mut().insert(place);

@@ -129,6 +129,18 @@ fn who_knows_no_key_does_not_fill_the_log() {
     daemon.wait_for_log("unsaid=");
 }
 
+#[test]
+fn a_path_that_somebody_has_made_up_is_not_logged_whole() {
+    let builder = Daemon::builder();
+    let alice = builder.key(&["alice"]);
+    let daemon = builder.start();
+    let path = format!("/runs/{}", "x".repeat(20_000));
+    daemon.request("DELETE", &path).key(&alice).send().problem(404, "run-not-found");
+    daemon.wait_for_log("alice DELETE /runs/xxx");
+    let log = daemon.log();
+    assert!(log.lines().all(|line| line.len() < 5_000), "{log}");
+}
+
 fn make_key(daemon: &Daemon, words: &[&str]) -> String {
     daemon.builder_of().key(words)
 }
