@@ -5,18 +5,21 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::{Table, Value};
+use tower_http::cors::CorsLayer;
 
 use crate::config::Config;
 use crate::http::App;
 use crate::http::create_run::Allowed;
+use crate::http::layers::cors;
 use crate::http::proxies::Proxies;
 use crate::log;
 
 /// Settings, and whole tables, that take effect at once; all others need a restart.
-pub const AT_ONCE: [&str; 8] = [
+pub const AT_ONCE: [&str; 9] = [
     "allow_compat",
     "allow_registry",
     "allowed_hosts",
+    "allowed_origins",
     "limits",
     "log",
     "maxima",
@@ -35,6 +38,9 @@ pub struct Live(RwLock<Arc<Settings>>);
 pub struct Settings {
     pub allowed: Allowed,
     pub allowed_hosts: Vec<String>,
+    pub allowed_origins: Vec<String>,
+    /// What browsers are told for those.
+    pub cors: Option<CorsLayer>,
     pub proxies: Proxies,
 }
 
@@ -47,6 +53,8 @@ impl From<&Config> for Settings {
                 compat: config.allow_compat,
             },
             allowed_hosts: config.allowed_hosts.clone(),
+            allowed_origins: config.allowed_origins.clone(),
+            cors: cors(&config.allowed_origins),
             // Checked when it was read.
             proxies: config.proxies().unwrap_or_default(),
         }
@@ -117,7 +125,7 @@ fn apply(app: &App, current: &Config, new: Config) -> Config {
     let mut force = current.clone();
     force.allow_compat = new.allow_compat;
     force.allow_registry = new.allow_registry;
-    force.allowed_hosts = new.allowed_hosts;
+    (force.allowed_hosts, force.allowed_origins) = (new.allowed_hosts, new.allowed_origins);
     (force.trusted_proxies, force.proxy_header) = (new.trusted_proxies, new.proxy_header);
     (force.limits, force.maxima, force.log) = (new.limits, new.maxima, new.log);
     force

@@ -11,7 +11,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tower::ServiceBuilder;
+use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
@@ -41,7 +41,7 @@ pub fn apply(router: Router, app: &Arc<App>) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(check_size))
         .layer(from_fn_with_state(Arc::clone(app), check_caller))
-        .layer(cors(&app.config.allowed_origins))
+        .layer(from_fn_with_state(Arc::clone(app), allow_origins))
         .layer(from_fn_with_state(Arc::clone(app), auth::authenticate))
         .layer(from_fn(check_accept));
     router.layer(layers)
@@ -163,12 +163,8 @@ async fn check_size(request: Request, next: Next) -> Response {
 /// Keeps other web pages from running code here through somebody's browser.
 async fn check_caller(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let named = request.uri().authority().map(Authority::as_str);
-    match caller_problem(
-        named,
-        request.headers(),
-        &app.settings.now().allowed_hosts,
-        &app.config.allowed_origins,
-    ) {
+    let settings = app.settings.now();
+    match caller_problem(named, request.headers(), &settings.allowed_hosts, &settings.allowed_origins) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     }
@@ -218,9 +214,17 @@ fn same_origin(origin: &str, host: &str) -> bool {
     name.is_some_and(|name| name.eq_ignore_ascii_case(host))
 }
 
-fn cors(origins: &[String]) -> tower::util::Either<CorsLayer, tower::layer::util::Identity> {
+/// Tells browsers which pages may read the answers, as long as there are any.
+async fn allow_origins(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match &app.settings.now().cors {
+        Some(cors) => cors.layer(next).oneshot(request).await.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+pub fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
-        return tower::util::Either::Right(tower::layer::util::Identity::new());
+        return None;
     }
     let allowed: Vec<_> = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
     let layer = CorsLayer::new()
@@ -245,7 +249,7 @@ fn cors(origins: &[String]) -> tower::util::Either<CorsLayer, tower::layer::util
             REQUEST_ID,
             HeaderName::from_static("server-timing"),
         ]);
-    tower::util::Either::Left(layer)
+    Some(layer)
 }
 
 /// Who can't read the answer is told before anything is run.

@@ -38,21 +38,27 @@ fn limits_names_and_allow_lists_change_without_a_restart() {
     let named =
         |daemon: &Daemon| daemon.request("GET", "/info").header("Host", "runs.example.org").send().status;
     let wall = |daemon: &Daemon| daemon.get("/info").expect(200)["defaults"]["wall_time_ms"].clone();
+    let page = |daemon: &Daemon| {
+        let answer = daemon.request("GET", "/info").header("Origin", "https://judge.example.org").send();
+        (answer.status, answer.header("access-control-allow-origin").map(str::to_owned))
+    };
     assert_eq!((named(&reloaded.daemon), wall(&reloaded.daemon)), (403, json!(10_000)));
+    assert_eq!(page(&reloaded.daemon), (403, None));
     // What runs goes on under the limits with which it began.
     let running = reloaded.daemon.run_async(&sleep);
     reloaded.daemon.wait_for_state(&running, "running");
 
     reloaded.reload(&format!(
-        "{common}allowed_hosts = ['runs.example.org']\nallow_registry = ['ghcr.io']\nlog = 'debug'\n[limits]\nwall_time_ms = 50\n"
+        "{common}allowed_hosts = ['runs.example.org']\nallowed_origins = ['https://judge.example.org']\nallow_registry = ['ghcr.io']\nlog = 'debug'\n[limits]\nwall_time_ms = 50\n"
     ));
     let daemon = &reloaded.daemon;
     assert_eq!((named(daemon), wall(daemon)), (200, json!(50)));
+    assert_eq!(page(daemon), (200, Some("https://judge.example.org".into())));
     assert_eq!(daemon.run(&sleep)["outcome"], "wall_time_limit");
     assert_eq!(daemon.wait_for_state(&running, "finished")["outcome"], "exited");
     daemon.post("/runs", &json!({ "image": "quay.io/x/y", "cmd": "true" })).problem(422, "image-not-allowed");
     daemon.wait_for_log("DEBUG");
-    daemon.wait_for_log("changed=\"allow_registry, allowed_hosts, limits, log\"");
+    daemon.wait_for_log("changed=\"allow_registry, allowed_hosts, allowed_origins, limits, log\"");
     assert_eq!(daemon.pid(), pid);
 }
 
