@@ -95,9 +95,10 @@ fn the_chart_renders_what_kubernetes_schemas_accept_with_no_more_privilege_than_
     let lint = Finished::of(Command::new(&helm).arg("lint").arg(file("deploy/k8s/sandglass")));
     assert_eq!(lint.code(), Some(0), "{}", lint.stdout_text());
     let folder = Folder::new();
-    for (kind, values) in
-        [("Deployment", &[][..]), ("DaemonSet", &["kind=DaemonSet", "data.hostPath=", "seccompProfile="])]
-    {
+    for (kind, values) in [
+        ("Deployment", &[][..]),
+        ("DaemonSet", &["kind=DaemonSet", "data.hostPath=", "seccompProfile=", "tlsSecret=web"]),
+    ] {
         let rendered = render(&helm, values);
         assert_eq!(rendered.code(), Some(0), "{}", rendered.stderr_text());
         let path = folder.join("rendered.yaml");
@@ -123,6 +124,18 @@ fn the_chart_renders_what_kubernetes_schemas_accept_with_no_more_privilege_than_
         let hosts =
             words.iter().find_map(|word| word.as_str()?.strip_prefix("--allowed-hosts=")).expect("names");
         let hosts: Vec<_> = hosts.split(',').collect();
+        // TLS where there is a Secret for it, from files that the server can read.
+        let volumes = pod["volumes"].as_array().expect("volumes");
+        let secret = volumes.iter().find(|volume| volume["name"] == "tls").map(|volume| &volume["secret"]);
+        let (at, mounts) = ("--tls-cert=/tls/tls.crt", &pod["containers"][0]["volumeMounts"]);
+        let mounted = mounts.as_array().expect("mounts").iter().any(|mount| mount["mountPath"] == "/tls");
+        let has_secret =
+            secret.is_some_and(|secret| secret["secretName"] == "web" && secret["defaultMode"] == 0o444);
+        let is_asked = kind == "DaemonSet";
+        assert_eq!(
+            (words.iter().any(|word| word == at), mounted, has_secret),
+            (is_asked, is_asked, is_asked)
+        );
         for end in ["", ".sandglass", ".sandglass.svc", ".sandglass.svc.cluster.local"] {
             assert!(hosts.contains(&&*format!("{name}{end}")), "{end}: {hosts:?}");
         }
