@@ -9,6 +9,8 @@ use crate::reference::Reference;
 
 /// How long a mirror that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
+/// And at most, whatever it asks for: it may say any number.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// One place instead of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +86,7 @@ impl Mirrors {
     /// Leaves a mirror alone for a while.
     pub(crate) fn rest(&self, host: &str, after: Option<Duration>) {
         tracing::debug!(mirror = host, "a mirror fails and is left alone for a while");
-        let until = Instant::now() + after.unwrap_or_default().max(PAUSE);
+        let until = Instant::now() + after.unwrap_or_default().clamp(PAUSE, LONGEST_PAUSE);
         self.resting.lock().expect("no holder panics").insert(host.into(), until);
     }
 }
@@ -123,5 +125,10 @@ mod tests {
         assert!(of("ghcr.io/o/n").is_empty());
         mirrors.rest("a.example", None);
         assert_eq!(of("alpine:3"), ["b.example/p/library/alpine:3"]);
+        // `Retry-After: 18446744073709551615`
+        mirrors.rest("b.example", Some(Duration::from_secs(u64::MAX)));
+        assert!(of("alpine:3").is_empty());
+        let most = Instant::now() + LONGEST_PAUSE;
+        assert!(mirrors.resting.lock().unwrap().values().all(|until| *until <= most));
     }
 }
