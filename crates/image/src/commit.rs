@@ -176,11 +176,13 @@ impl Pull {
                 commits.push((layer.begun, commit));
             }
         }
-        self.show(twice).await?;
         commits.sort_by_key(|(begun, _)| std::cmp::Reverse(*begun));
         let commits = commits.into_iter().map(|(_, commit)| commit).collect();
         let is_ours: Vec<String> = layers.iter().map(|(name, _)| name.clone()).collect();
-        let result = self.keep_layers(layers, commits).await;
+        let result = match self.show(twice).await {
+            Ok(()) => self.keep_layers(layers, commits).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &result {
             let failed = fresh.iter().filter(|layer| is_ours.contains(&layer.name));
             failed.for_each(|layer| *layer.stage() = Stage::Failed(error.clone()));
@@ -207,5 +209,56 @@ impl Pull {
         last.commit().await.map_err(fail)?;
         let shelf = Arc::clone(&self.puller.shelf);
         off_thread(move || shelf.settle(layers)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::future::ready;
+
+    use super::*;
+    use crate::reference::Reference;
+    use crate::store::BoxFuture;
+    use crate::view::View;
+
+    struct Tree;
+
+    impl Commit for Tree {
+        fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(ready(Ok(())))
+        }
+
+        fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+            Box::pin(ready(Ok(())))
+        }
+
+        fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
+            Box::pin(ready(Ok(())))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_that_was_given_up_because_another_could_not_be_shown_counts_as_kept_for_nobody() {
+        let (dir, puller) = crate::shelf::tests::puller();
+        let registries = Arc::clone(&puller.registries);
+        let pull = Pull {
+            puller: Arc::clone(&puller),
+            image: Reference::parse("h.io/x").unwrap(),
+            view: View { owner: None, registries },
+            board: Arc::default(),
+        };
+        let unpacked = async |name: &str| {
+            let kept = KeptLayer { entries: 1, ..KeptLayer::default() };
+            pull.set_aside(name, kept, Box::new(Tree), Instant::now()).await.unwrap()
+        };
+        let (first, again, other) = (unpacked("a").await, unpacked("a").await, unpacked("b").await);
+        pull.commit(vec![first]).await.unwrap();
+        // The disk takes no record more.
+        fs::create_dir(dir.path().join("layers/a.json.new")).unwrap();
+        pull.commit(vec![again, Arc::clone(&other)]).await.unwrap_err();
+        // Another pull counts on the same layer.
+        let kept = pull.commit(vec![other]).await;
+        assert!(kept.is_err() || puller.shelf.has("b"), "it is said to be kept, and is not");
     }
 }

@@ -122,13 +122,13 @@ impl Puller {
     pub(crate) async fn keep(&self, record: &ImageRecord) -> Result<Hold, ImageError> {
         let hold = self.shelf.hold_image(record);
         let (shelf, record, observer) = (Arc::clone(&self.shelf), record.clone(), Arc::clone(&self.observer));
+        // Its layers must stay until it names them, also where nobody waits for that any more.
         off_thread(move || {
             shelf.put(record)?;
             shelf.collect(0, |why| observer.image_removed(why));
-            Ok(())
+            Ok(hold)
         })
-        .await?;
-        Ok(hold)
+        .await
     }
 }
 

@@ -20,7 +20,7 @@ use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
 use crate::view::ShownTo;
 use crate::{Budget, ImageError, ImageInfo, LayerStore};
 
-/// A record says when it was last used to within this.
+/// A record says when it was last used, and when its registry was last asked, to within this.
 const LAST_USED_PRECISION: Duration = Duration::from_secs(600);
 
 pub(crate) struct Shelf {
@@ -85,11 +85,7 @@ impl Shelf {
         let image = state.images.get_mut(key)?;
         let now = Timestamp::now();
         image.last_used_at = now;
-        let is_stale =
-            image.saved_at.is_none_or(|saved| now.duration_since(saved).unsigned_abs() > LAST_USED_PRECISION);
-        if is_stale {
-            image.saved_at = Some(now);
-        }
+        let is_stale = image.is_due_to_be_saved(now);
         let record = image.clone();
         let hold = self.hold_locked(&mut state, record.layers.clone(), Some(key.to_owned()));
         drop(state);
@@ -156,7 +152,9 @@ impl Shelf {
     }
 
     /// Says that others have shown that they could have a layer that is here.
-    pub(crate) fn show(&self, name: &str, to: ShownTo) -> Result<(), ImageError> {
+    pub(crate) fn show(self: &Arc<Self>, name: &str, to: ShownTo) -> Result<(), ImageError> {
+        // Whoever wanted it shown may be gone before it is: what has left meanwhile must not come back by that.
+        let _hold = self.hold(vec![name.to_owned()]);
         let _writing = self.writing.lock().expect("no holder panics");
         let Some(mut layer) = self.lock().layers.get(name).cloned().filter(|layer| !is_unusable(layer))
         else {
@@ -195,11 +193,17 @@ impl Shelf {
 
     /// Notes that a registry has just said that a name still means what it meant.
     pub(crate) fn confirm(self: &Arc<Self>, key: &str) {
-        if let Some(image) = self.lock().images.get_mut(key) {
-            image.resolved_at = Some(Timestamp::now());
+        let is_stale = {
+            let (mut state, now) = (self.lock(), Timestamp::now());
+            let Some(image) = state.images.get_mut(key) else { return };
+            image.resolved_at = Some(now);
+            image.is_due_to_be_saved(now)
+        };
+        // Every run may have its registry asked; the disk need not hear of each.
+        if is_stale {
+            let (shelf, key) = (Arc::clone(self), key.to_owned());
+            self.runtime.spawn_blocking(move || shelf.save(&key));
         }
-        let (shelf, key) = (Arc::clone(self), key.to_owned());
-        self.runtime.spawn_blocking(move || shelf.save(&key));
     }
 
     /// Whether a name was last asked about longer than `life` ago. Who is told so asks; nobody else
@@ -270,9 +274,10 @@ impl Shelf {
             if may_go(&state) { state.remove(key) } else { None }
         };
         let Some(image) = removed else { return Ok(false) };
-        self.disk.remove_image(key)?;
+        // Where its record could not be removed, the next start does so, since its layers are gone.
+        let forgotten = self.disk.remove_image(key);
         self.sweep(&mut self.lock(), &image.layers);
-        Ok(true)
+        forgotten.map(|()| true)
     }
 
     /// Until no layer is on its way out.
@@ -349,6 +354,19 @@ async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
     let result = match shelf.store.remove(&layer).await {
         Ok(deleting) => shelf.disk.remove_layer(&layer).map(|()| deleting),
         Err(error) => Err(crate::disk::broken("remove layer", error)),
+impl ImageRecord {
+    /// Whether it was written longest ago enough. Who is told so writes it; nobody else is told so before that long
+    /// again.
+    fn is_due_to_be_saved(&mut self, now: Timestamp) -> bool {
+        let is_due =
+            self.saved_at.is_none_or(|saved| now.duration_since(saved).unsigned_abs() > LAST_USED_PRECISION);
+        if is_due {
+            self.saved_at = Some(now);
+        }
+        is_due
+    }
+}
+
     };
     shelf.lock().leaving.remove(&layer);
     shelf.removed.notify_waiters();
@@ -374,4 +392,156 @@ fn unusable() -> KeptLayer {
 
 fn is_unusable(layer: &KeptLayer) -> bool {
     layer.entries == u64::MAX
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::pull::Puller;
+    use crate::store::{BoxFuture, Deleting};
+    use crate::{Config, ImageConfig, NoObserver, Packing, Unpacking};
+
+    /// Keeps no trees, and removes them when it is told to.
+    pub(crate) struct NoTrees;
+
+    impl LayerStore for NoTrees {
+        fn unpack<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a unpack::Job,
+        ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>> {
+            Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+        }
+
+        fn pack<'a>(
+            &'a self,
+            _: &'a str,
+            _: &'a unpack::PackJob,
+        ) -> BoxFuture<'a, io::Result<Box<dyn Packing>>> {
+            Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+        }
+
+        fn remove<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
+            Box::pin(async { Ok(Box::pin(async { Ok(()) }) as Deleting) })
+        }
+    }
+
+    pub(crate) fn puller() -> (tempfile::TempDir, Arc<Puller>) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let shelf = Shelf::open(disk, Arc::new(NoTrees), Budget::UNBOUNDED, BTreeSet::new()).unwrap();
+        let puller = Puller::new(Config::new(dir.path()), shelf, Arc::new(NoObserver));
+        (dir, Arc::new(puller))
+    }
+
+    fn keep_layer(shelf: &Arc<Shelf>) {
+        let layers = vec![("a".to_owned(), KeptLayer { entries: 1, ..KeptLayer::default() })];
+        shelf.announce(&layers).unwrap();
+        shelf.settle(layers).unwrap();
+    }
+
+    fn record() -> ImageRecord {
+        let now = Timestamp::now();
+        ImageRecord {
+            reference: "h.io/x:1".into(),
+            owner: None,
+            digest: String::new(),
+            manifest_digest: String::new(),
+            platform: String::new(),
+            config: ImageConfig::default(),
+            layers: vec!["a".into()],
+            compressed_bytes: 0,
+            bytes: 0,
+            pulled_at: now,
+            last_used_at: now,
+            resolved_at: None,
+            pinned: false,
+            asked_at: None,
+            saved_at: Some(now),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_image_that_is_given_up_while_it_is_written_down_has_its_layers_or_is_not_there() {
+        let (_dir, puller) = puller();
+        let shelf = Arc::clone(&puller.shelf);
+        let pulling = shelf.hold(vec!["a".into()]);
+        keep_layer(&shelf);
+        let record = record();
+        // The disk takes its time.
+        let (begun, (go_on, wait)) = (mpsc::sync_channel(1), mpsc::sync_channel(1));
+        let slow = Arc::clone(&shelf);
+        let writing = std::thread::spawn(move || {
+            let _writing = slow.writing.lock().unwrap();
+            begun.0.send(()).unwrap();
+            wait.recv().unwrap();
+        });
+        begun.1.recv().unwrap();
+        let kept = tokio::time::timeout(Duration::from_millis(100), puller.keep(&record)).await;
+        assert!(kept.is_err(), "it was given up");
+        drop(pulling);
+        go_on.send(()).unwrap();
+        writing.join().unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        shelf.settled().await;
+        assert!(shelf.image(&record.key()).is_none() || shelf.has("a"), "an image without its layer");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_that_is_shown_while_it_goes_does_not_come_back_without_its_tree() {
+        let (_dir, puller) = puller();
+        let shelf = Arc::clone(&puller.shelf);
+        for at in 0..200 {
+            let pulling = shelf.hold(vec!["a".into()]);
+            keep_layer(&shelf);
+            let showing = Arc::clone(&shelf);
+            let shown = tokio::task::spawn_blocking(move || showing.show("a", ShownTo::one(None)));
+            tokio::time::sleep(Duration::from_micros(at * 20)).await;
+            // Whoever wanted it shown has given up, and the image that had it is gone.
+            drop(pulling);
+            shown.await.unwrap().unwrap();
+            shelf.settled().await;
+            assert!(!shelf.has("a"), "there is no tree behind it");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_registry_that_is_asked_for_every_run_has_no_record_written_for_every_run() {
+        use std::os::unix::fs::MetadataExt;
+        let (dir, puller) = puller();
+        let shelf = &puller.shelf;
+        let asked = shelf.hold(vec!["a".into()]);
+        keep_layer(shelf);
+        shelf.put(record()).unwrap();
+        let file = || {
+            let mut entries = std::fs::read_dir(dir.path().join("images")).unwrap();
+            entries.next().unwrap().unwrap().metadata().unwrap().ino()
+        };
+        let written = file();
+        shelf.confirm(&record().key());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(file(), written);
+        assert!(shelf.image(&record().key()).unwrap().resolved_at.is_some());
+        drop(asked);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_image_whose_record_can_not_be_removed_keeps_no_layers() {
+        let (dir, puller) = puller();
+        let shelf = &puller.shelf;
+        let pulling = shelf.hold(vec!["a".into()]);
+        keep_layer(shelf);
+        shelf.put(record()).unwrap();
+        drop(pulling);
+        let images = dir.path().join("images");
+        let file = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        shelf.remove(&record().key()).unwrap_err();
+        shelf.settled().await;
+        assert!(shelf.image(&record().key()).is_none() && !shelf.has("a"), "its layers stay for nobody");
+    }
 }
