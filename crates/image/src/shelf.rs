@@ -17,6 +17,7 @@ pub(crate) use self::hold::{Hold, Taken};
 pub(crate) use self::state::State;
 use self::state::{add_one, info};
 use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
+use crate::pull::off_thread;
 use crate::view::ShownTo;
 use crate::{Budget, ImageError, ImageInfo, LayerStore};
 
@@ -352,8 +353,10 @@ impl Shelf {
 /// The record goes last: as long as the tree may be there, the next start must know of it.
 async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
     let result = match shelf.store.remove(&layer).await {
-        Ok(deleting) => shelf.disk.remove_layer(&layer).map(|()| deleting),
-        Err(error) => Err(crate::disk::broken("remove layer", error)),
+        Ok(deleting) => {
+            let (shelf, layer) = (Arc::clone(&shelf), layer.clone());
+            off_thread(move || shelf.disk.remove_layer(&layer)).await.map(|()| deleting)
+        }
 impl ImageRecord {
     /// Whether it was written longest ago enough. Who is told so writes it; nobody else is told so before that long
     /// again.
@@ -367,6 +370,7 @@ impl ImageRecord {
     }
 }
 
+        Err(error) => Err(crate::disk::broken("remove layer", error)),
     };
     shelf.lock().leaving.remove(&layer);
     shelf.removed.notify_waiters();
