@@ -72,6 +72,17 @@ pub(crate) enum Source {
     Bytes(Bytes),
 }
 
+impl Source {
+    /// Which bytes they are, as far as that is known without them.
+    fn name(&self) -> &str {
+        match self {
+            Self::Registry(blob) => &blob.digest,
+            Self::Piece(_) => "a file",
+            Self::Bytes(_) => "here",
+        }
+    }
+}
+
 /// With so few left, a layer that found no room found no inode.
 const FEW_INODES: u64 = 16;
 
@@ -135,9 +146,11 @@ impl Pull {
 
     /// A layer, from here or from wherever it is. The caller holds it. Whoever has not shown yet that it could
     /// have the layer does so by having it unpacked, and whoever shares that has the same name and asks the same
-    /// registry: nobody waits for what another's may never send.
+    /// registry for the same bytes: nobody waits for what another's may never send, or for what only claims to be
+    /// the layer and is a thousand times as long.
     pub(crate) async fn fetch(&self, layer: Wanted) -> Result<Had, ImageError> {
-        let flight = format!("{} from {}", self.view.key(&layer.name), self.image.registry);
+        let from = layer.source.name();
+        let flight = format!("{} from {}: {from}", self.view.key(&layer.name), self.image.registry);
         loop {
             if let Some(had) = self.find_shown(&layer.name).await {
                 self.board.layer(layer.at, LayerState::Shared);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use image::PullResult;
 use run::Pull;
 
-use crate::support::{Fake, Home, as_root, hex, layer, made, noise, stalled};
+use crate::support::{Fake, Home, as_root, hex, layer, made, made_with, noise, stalled};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_first_requests_download_each_layer_once() {
@@ -94,6 +94,40 @@ async fn nobody_waits_for_a_layer_that_another_registry_does_not_send() {
     assert!(!waits.is_finished());
     waits.abort();
     home.trees_become(&[&hex(&made.diff_ids[0])]).await;
+}
+
+/// And so could whoever has a repository at the same registry: an image that claims another blob to be the layer.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_another_blob_that_claims_to_be_the_layer() {
+    as_root!();
+    let honest = made(&[layer(&[("f", "x")])]);
+    let mut forged = made_with(
+        &[layer(&[("g", &noise(1000))])],
+        |config| config["rootfs"]["diff_ids"][0] = honest.diff_ids[0].clone().into(),
+        |_| {},
+    );
+    forged.diff_ids.clone_from(&honest.diff_ids);
+    let blob = forged.layers[0].clone();
+    let (wanted, len) = (blob.clone(), forged.blobs[&blob].len());
+    // It stands for one of gigabytes.
+    let fake =
+        Fake::start(honest.clone(), move |path, _, _| path.contains(&wanted).then(|| stalled(len))).await;
+    fake.serve("forged", forged);
+    let mut home = Home::new(&[&fake.host]);
+    (home.config.pull_timeout, home.config.idle_timeout) =
+        (Duration::from_secs(600), Duration::from_secs(600));
+    let images = home.open().await;
+    let (others, name) = (images.clone(), format!("{}/forged", fake.host));
+    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
+    while fake.gets(&blob) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let patience = Duration::from_secs(10);
+    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
+    fetched.expect("it comes at once").unwrap();
+    assert!(!waits.is_finished());
+    waits.abort();
+    home.trees_become(&[&hex(&honest.diff_ids[0])]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
