@@ -108,15 +108,18 @@ impl Pull {
     pub(crate) async fn fetch_all(&self, wanted: &[Wanted]) -> Result<Layers, ImageError> {
         let (first, copies): (Vec<_>, Vec<_>) =
             wanted.iter().cloned().partition(|layer| !layer.name.contains('-'));
-        let mut had = self.fetch_some(first).await?;
+        let had = self.fetch_some(first, Layers::new()).await?;
         // A copy of a layer without entries would change nothing.
         let is_empty = |layer: &Wanted| {
             let original = layer.name.split('-').next().and_then(|name| had.get(name));
             original.is_some_and(|original| original.layer.entries == 0)
         };
         let copies = copies.into_iter().filter(|layer| !is_empty(layer)).collect();
-        let more = self.fetch_some(copies).await?;
-        had.extend(more);
+        self.fetch_some(copies, had).await
+    }
+
+    /// What is more than an image may be ends here, before the rest of it comes.
+    fn check_size(&self, had: &Layers) -> Result<(), ImageError> {
         let limits = &self.puller.config.limits;
         if had.values().map(|had| had.layer.bytes).sum::<u64>() > limits.image_bytes {
             return Err(self.too_large("bytes", limits.image_bytes));
@@ -124,10 +127,11 @@ impl Pull {
         if had.values().map(|had| had.layer.entries).sum::<u64>() > limits.entries {
             return Err(self.too_large("entries", limits.entries));
         }
-        Ok(had)
+        Ok(())
     }
 
-    async fn fetch_some(&self, mut wanted: Vec<Wanted>) -> Result<Layers, ImageError> {
+    /// Adds them to what there is.
+    async fn fetch_some(&self, mut wanted: Vec<Wanted>, mut had: Layers) -> Result<Layers, ImageError> {
         wanted.sort_by_key(|layer| match &layer.source {
             Source::Registry(blob) => Reverse(blob.size),
             Source::Piece(piece) => Reverse(piece.size),
@@ -141,7 +145,12 @@ impl Pull {
             async move { Ok((layer.name.clone(), pull.fetch(layer).await?)) }.boxed()
         };
         let parallel = self.puller.config.parallel_layers.max(1);
-        stream::iter(wanted).map(fetch).buffer_unordered(parallel).try_collect().await
+        let mut fetched = stream::iter(wanted).map(fetch).buffer_unordered(parallel);
+        while let Some((name, layer)) = fetched.try_next().await? {
+            had.insert(name, layer);
+            self.check_size(&had)?;
+        }
+        Ok(had)
     }
 
     /// A layer, from here or from wherever it is. The caller holds it. Whoever has not shown yet that it could

@@ -247,8 +247,12 @@ pub(crate) fn over_limit(config: &Blob, layers: &[Blob], limits: &Limits) -> Opt
     if layers.len() as u64 > limits.layers {
         return Some(("layers", limits.layers));
     }
-    let large = layers.iter().any(|layer| layer.size > limits.layer_bytes);
-    large.then_some(("bytes in a layer", limits.layer_bytes))
+    if layers.iter().any(|layer| layer.size > limits.layer_bytes) {
+        return Some(("bytes in a layer", limits.layer_bytes));
+    }
+    // Room is made for what is claimed before a byte of it is here.
+    let all = layers.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+    (all > limits.image_bytes).then_some(("bytes", limits.image_bytes))
 }
 
 #[cfg(test)]

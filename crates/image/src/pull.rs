@@ -153,6 +153,8 @@ impl Pull {
     async fn make_room(&self, wanted: &[Wanted]) -> Result<(), ImageError> {
         let shelf = Arc::clone(&self.puller.shelf);
         let incoming: u64 = wanted.iter().filter(|layer| !shelf.has(&layer.name)).map(Wanted::expected).sum();
+        // No more can come, whatever the layers' sizes are said to be; others' images need not go for it.
+        let incoming = incoming.min(self.puller.config.limits.image_bytes);
         let observer = Arc::clone(&self.puller.observer);
         off_thread(move || Ok(shelf.collect(incoming, |why| observer.image_removed(why)))).await.map(drop)
     }
