@@ -89,7 +89,8 @@ pub struct ImageInfo {
     pub compressed_bytes: u64,
     /// Of the files of all layers, shared ones included.
     pub bytes: u64,
-    /// Of those layers that no other image has. They go when the image does.
+    /// Of those layers that no other image has that its owner could use. They go when the image does, unless an image
+    /// that is somebody else's alone has them.
     pub own_bytes: u64,
     /// What all its layers take of the disk.
     pub disk_bytes: u64,

@@ -37,6 +37,17 @@ impl State {
         self.layers.values().map(KeptLayer::weight).sum()
     }
 
+    /// Whether another image has the layer, among those that whoever has this one could use: of what others have
+    /// alone nothing is told, not even that it is here.
+    fn others_share(&self, image: &ImageRecord, layer: &String) -> bool {
+        let is_seen = |other: &ImageRecord| other.owner.is_none() || other.owner == image.owner;
+        self.named.get(layer).is_some_and(|count| *count > 1)
+            && self
+                .images
+                .iter()
+                .any(|(key, other)| *key != image.key() && is_seen(other) && other.layers.contains(layer))
+    }
+
     pub(super) fn remove(&mut self, key: &str) -> Option<ImageRecord> {
         let image = self.images.remove(key)?;
         image.layers.iter().for_each(|layer| take_one(&mut self.named, layer));
@@ -60,7 +71,7 @@ pub(super) fn take_one(counts: &mut HashMap<String, usize>, layer: &str) {
 /// What is told of an image.
 pub(super) fn info(image: &ImageRecord, state: &State) -> ImageInfo {
     let layers = || image.layers.iter().filter_map(|name| Some((name, state.layers.get(name)?)));
-    let own = layers().filter(|(name, _)| state.named.get(*name) == Some(&1));
+    let own = layers().filter(|(name, _)| !state.others_share(image, name));
     ImageInfo {
         own_bytes: own.map(|(_, layer)| layer.bytes).sum(),
         disk_bytes: layers().map(|(_, layer)| layer.weight()).sum(),
