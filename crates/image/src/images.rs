@@ -249,7 +249,10 @@ impl Images {
         }
         let Some(digest) = &image.digest else { return Ok(None) };
         let repository = format!("{}/{}", image.registry, image.repository);
-        let Some(known) = shelf.with_digest(&repository, digest, owner) else { return Ok(None) };
+        let Some(Taken { record: known, hold: _stays }) = shelf.take_digest(&repository, digest, owner)
+        else {
+            return Ok(None);
+        };
         let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
         let _hold = self.inner.puller.keep(&named).await?;
         Ok(shelf.take(&key))

@@ -21,8 +21,8 @@ pub(crate) struct Reference {
     /// `docker.io`, `localhost:5000`. Lower case.
     pub(crate) registry: String,
     pub(crate) repository: String,
+    /// None where there is a digest.
     pub(crate) tag: Option<String>,
-    /// Wins over the tag, which then only informs people.
     pub(crate) digest: Option<String>,
 }
 
@@ -64,7 +64,9 @@ impl Reference {
         if repository.len() > MOST_REPOSITORY_BYTES {
             return Err("its repository has more than 255 characters");
         }
-        let tag = tag.or(digest.is_none().then_some("latest"));
+        // A digest wins over a tag, which then means nothing: with it the same image would have any number of names,
+        // and one that stands for no tag of its own could pass for one that is allowed.
+        let tag = if digest.is_some() { None } else { tag.or(Some("latest")) };
         Ok(Self {
             registry: if is_hub { DOCKER_HUB.into() } else { registry },
             repository,
@@ -193,7 +195,7 @@ mod tests {
             ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest".into()),
             ("host:5000/a__b/c-d.e", "host:5000/a__b/c-d.e:latest".into()),
             (format!("alpine@{digest}").as_str(), format!("docker.io/library/alpine@{digest}")),
-            (format!("alpine:3@{digest}").as_str(), format!("docker.io/library/alpine:3@{digest}")),
+            (format!("alpine:3@{digest}").as_str(), format!("docker.io/library/alpine@{digest}")),
         ] {
             let parsed = Reference::parse(text).unwrap();
             assert_eq!(parsed.to_string(), full, "{text}");
@@ -259,7 +261,7 @@ mod tests {
             return;
         };
         let theirs = theirs.unwrap_or_else(|| panic!("{text:?} is taken here only"));
-        assert_eq!(ours.tag.as_deref(), theirs.tag(), "{text:?}");
+        assert_eq!(ours.tag.as_deref(), theirs.tag().filter(|_| theirs.digest().is_none()), "{text:?}");
         assert_eq!(ours.digest.as_deref(), theirs.digest(), "{text:?}");
         let registry = theirs.registry().to_ascii_lowercase();
         if !DOCKER_HUB_ALIASES.contains(&registry.as_str()) && registry != DOCKER_HUB {

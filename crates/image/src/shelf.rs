@@ -221,19 +221,23 @@ impl Shelf {
     }
 
     /// An image of the same repository and owner that is the one with this digest, under whatever name.
-    pub(crate) fn with_digest(
-        &self,
+    pub(crate) fn take_digest(
+        self: &Arc<Self>,
         repository: &str,
         digest: &str,
         owner: Option<&PrincipalName>,
-    ) -> Option<ImageRecord> {
+    ) -> Option<Taken> {
         let is_of = |image: &&ImageRecord| {
             let rest = image.reference.strip_prefix(repository);
             image.owner.as_ref() == owner
                 && rest.is_some_and(|rest| rest.starts_with([':', '@']))
                 && (image.digest == digest || image.manifest_digest == digest)
         };
-        self.lock().images.values().find(is_of).cloned()
+        let mut state = self.lock();
+        let record = state.images.values().find(is_of)?.clone();
+        let hold = self.hold_locked(&mut state, record.layers.clone(), Some(record.key()));
+        drop(state);
+        Some(Taken { record, hold })
     }
 
     /// Writes down when each image was last used, which is otherwise done now and then.
@@ -350,13 +354,6 @@ impl Shelf {
     }
 }
 
-/// The record goes last: as long as the tree may be there, the next start must know of it.
-async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
-    let result = match shelf.store.remove(&layer).await {
-        Ok(deleting) => {
-            let (shelf, layer) = (Arc::clone(&shelf), layer.clone());
-            off_thread(move || shelf.disk.remove_layer(&layer)).await.map(|()| deleting)
-        }
 impl ImageRecord {
     /// Whether it was written longest ago enough. Who is told so writes it; nobody else is told so before that long
     /// again.
@@ -370,6 +367,13 @@ impl ImageRecord {
     }
 }
 
+/// The record goes last: as long as the tree may be there, the next start must know of it.
+async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
+    let result = match shelf.store.remove(&layer).await {
+        Ok(deleting) => {
+            let (shelf, layer) = (Arc::clone(&shelf), layer.clone());
+            off_thread(move || shelf.disk.remove_layer(&layer)).await.map(|()| deleting)
+        }
         Err(error) => Err(crate::disk::broken("remove layer", error)),
     };
     shelf.lock().leaving.remove(&layer);
