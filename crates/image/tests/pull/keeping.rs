@@ -1,11 +1,14 @@
 //! What stays, what goes, and what a name is taken to mean.
 
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use image::{Budget, Eviction, ImageError, Images};
+use image::{Archive, Budget, Eviction, ImageError, Images, Whose};
 use run::Pull;
 
-use crate::support::{Fake, Home, Made, as_root, hex, layer, made, noise};
+use crate::support::{Fake, Home, Made, as_root, digest, hex, layer, made, made_with, noise};
 
 const MEGABYTE: u64 = 1 << 20;
 
@@ -89,6 +92,93 @@ async fn what_is_pinned_or_in_use_stays_however_full_it_is() {
     assert_eq!(here(&images), ["a", "c"]);
 }
 
+/// A manifest costs its author a line, whatever it claims.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_claims_to_be_large_has_no_other_image_go() {
+    as_root!();
+    let fake = four_images().await;
+    let huge = |manifest: &mut serde_json::Value| {
+        let layer = manifest["layers"][0].clone();
+        manifest["layers"] = vec![layer; 9].into();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["size"] = (9_u64 << 30).into();
+        }
+    };
+    let ids = |config: &mut serde_json::Value| {
+        let id = config["rootfs"]["diff_ids"][0].clone();
+        config["rootfs"]["diff_ids"] = vec![id; 9].into();
+    };
+    fake.serve("huge", made_with(&[layer(&[("f", "x")])], ids, huge));
+    let mut home = Home::new(&[&fake.host]);
+    home.config.budget = Budget { high_bytes: 40 << 30, low_bytes: 38 << 30, free_bytes: 0, free_inodes: 0 };
+    let images = home.open().await;
+    for name in ["a", "b", "c"] {
+        drop(get(&images, &fake, name).await);
+    }
+    let error = images.acquire(&format!("{}/huge", fake.host), Pull::Missing).await.unwrap_err();
+    assert_eq!(here(&images), ["a", "b", "c"], "{error:?}");
+    assert!(matches!(error, ImageError::TooLarge { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_too_large_as_soon_as_its_first_layers_are() {
+    as_root!();
+    let layers: Vec<_> = (0..8).map(|at| layer(&[(&format!("f{at}"), &"x".repeat(1 << 20))])).collect();
+    let fake = Fake::honest(made(&layers)).await;
+    let mut home = Home::new(&[&fake.host]);
+    home.config.parallel_layers = 1;
+    home.config.limits.image_bytes = 2 * MEGABYTE + 1;
+    let error = crate::support::fails(&home, &fake.name()).await;
+    assert!(matches!(error, ImageError::TooLarge { .. }), "{error:?}");
+    let begun = home.store.begun.load(Ordering::SeqCst);
+    assert!(begun <= 3, "{begun} layers were unpacked of an image that may have two");
+}
+
+/// What `always` has asked about is not what came from a file meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_came_from_a_file_is_not_taken_for_the_registrys() {
+    as_root!();
+    let (first, loaded) = (of_megabytes("old", 1), made(&[layer(&[("loaded", "x")])]));
+    let (asked, answer) = (std::sync::mpsc::sync_channel::<()>(1), std::sync::mpsc::sync_channel::<()>(1));
+    let (tell, hear) = (std::sync::Mutex::new(asked.0), std::sync::Mutex::new(answer.1));
+    // The first GET of the tag is let through; the HEAD of `always` waits until the file has been loaded.
+    let fake = Fake::start(first.clone(), move |path, count, _| {
+        if path.ends_with("manifests/latest") && count == 1 && !FIRST.swap(false, Ordering::SeqCst) {
+            tell.lock().unwrap().send(()).unwrap();
+            hear.lock().unwrap().recv().unwrap();
+        }
+        None
+    })
+    .await;
+    let home = Home::new(&[&fake.host]);
+    let images = home.open().await;
+    let old = images.acquire(&fake.name(), Pull::Missing).await.unwrap().digest;
+    let (others, name) = (images.clone(), fake.name());
+    let always = tokio::spawn(async move { others.acquire(&name, Pull::Always).await });
+    tokio::task::spawn_blocking(move || asked.1.recv().unwrap()).await.unwrap();
+    let archive = home.folder.path().join("layout");
+    write_layout(&archive, &loaded);
+    images.load(Archive::Path(archive), Some(&fake.name()), &mut |_| {}).await.unwrap();
+    answer.0.send(()).unwrap();
+    let lease = always.await.unwrap().unwrap();
+    assert_eq!(lease.digest, old, "that is what the registry says");
+}
+
+static FIRST: AtomicBool = AtomicBool::new(true);
+
+fn write_layout(folder: &Path, made: &Made) {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let manifest = digest(&made.manifest);
+    for (name, bytes) in made.blobs.iter().chain([(&manifest, &made.manifest)]) {
+        fs::write(blobs.join(hex(name)), bytes).unwrap();
+    }
+    let entry =
+        serde_json::json!({"mediaType": made.media_type, "digest": manifest, "size": made.manifest.len()});
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [entry]});
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_layer_that_was_begun_first_syncs_for_all() {
     as_root!();
@@ -119,6 +209,29 @@ async fn layers_that_images_share_are_counted_once_and_told_apart() {
     assert!((MEGABYTE..MEGABYTE + 8 * 4096).contains(&images.total_bytes()), "{}", images.total_bytes());
 }
 
+/// Whoever guesses a file could otherwise load it and see whether somebody has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_told_that_an_image_of_anothers_alone_has_the_same_layer() {
+    as_root!();
+    let home = Home::new(&[]);
+    let images = home.open().await;
+    let [alice, bob] = ["alice", "bob"].map(|name| run::PrincipalName::parse(name).unwrap());
+    let archive = home.folder.path().join("layout");
+    write_layout(&archive, &made(&[layer(&[("guessed", "secret")])]));
+    let name = "localhost/x";
+    let load = async |who| {
+        images.load_for(who, Archive::Path(archive.clone()), Some(name), &mut |_| {}).await.unwrap();
+    };
+    load(Some(&alice)).await;
+    let own = |who| images.get_of(Whose::Own(who), name).unwrap().own_bytes;
+    let alone = own(&alice);
+    load(Some(&bob)).await;
+    assert_eq!((own(&alice), own(&bob)), (alone, alone));
+    load(None).await;
+    assert_eq!((own(&alice), own(&bob)), (0, 0), "what is everybody's is no secret");
+    assert_eq!(images.get(name).unwrap().own_bytes, alone);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_digest_that_is_here_under_any_name_is_not_asked_for() {
     as_root!();
@@ -134,6 +247,12 @@ async fn a_digest_that_is_here_under_any_name_is_not_asked_for() {
         assert_eq!((lease.digest.as_deref(), lease.fetched), (Some(digest.as_str()), false));
     }
     assert_eq!(fake.all(), asked);
+    // However it is called besides, it is one image.
+    for at in 0..20 {
+        let name = format!("{}/x:any-{at}@{digest}", fake.host);
+        assert_eq!(images.acquire(&name, Pull::Never).await.unwrap().digest.as_ref(), Some(&digest));
+    }
+    assert_eq!((images.list().len(), fake.all()), (2, asked));
     // Under another repository it may be somebody else's, and private.
     let other = format!("{}/y@{digest}", fake.host);
     let error = images.acquire(&other, Pull::Never).await.unwrap_err();
