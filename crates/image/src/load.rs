@@ -1,5 +1,6 @@
 //! Images that come as files: what `docker save` writes, and OCI layouts as archives or as folders.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 const MOST_INDEXES: usize = 2;
 /// Of `manifest.json`, `index.json` and all else that is read at once.
 const DOCUMENT_BYTES: u64 = 8 << 20;
+/// Of all that is read of one bundle. A list names the same config as often as it likes.
+const DOCUMENTS_BYTES: u64 = 64 << 20;
 
 /// One line of `manifest.json`, which `docker save` writes.
 #[derive(Debug, Deserialize)]
@@ -160,26 +163,43 @@ fn choose(
 
 /// Every image of a bundle, for this machine. Where it is both, a layout says more than Docker's list.
 fn images(bundle: &Bundle, platform: &Platform) -> Result<Vec<Loadable>, String> {
+    let bundle = &Reader { bundle, left: Cell::new(DOCUMENTS_BYTES) };
     let images = if let Some(index) = bundle.piece("index.json") {
-        layout(bundle, &read(&index, "index.json")?, platform)?
+        layout(bundle, &bundle.read(&index, "index.json")?, platform)?
     } else if let Some(list) = bundle.piece("manifest.json") {
-        saved(bundle, &read(&list, "manifest.json")?)?
+        saved(bundle, &bundle.read(&list, "manifest.json")?)?
     } else {
         return Err("there is neither index.json nor manifest.json in it".into());
     };
     if images.is_empty() { Err("there is no image in it".into()) } else { Ok(images) }
 }
 
-fn read(piece: &Piece, name: &str) -> Result<Vec<u8>, String> {
-    piece.read_whole(DOCUMENT_BYTES).map_err(|error| format!("{name} can't be read: {error}"))
+/// A bundle whose documents are read into memory, and how much more of them may be.
+struct Reader<'a> {
+    bundle: &'a Bundle,
+    left: Cell<u64>,
 }
 
-fn saved(bundle: &Bundle, list: &[u8]) -> Result<Vec<Loadable>, String> {
+impl Reader<'_> {
+    fn piece(&self, name: &str) -> Option<Piece> {
+        self.bundle.piece(name)
+    }
+
+    fn read(&self, piece: &Piece, name: &str) -> Result<Vec<u8>, String> {
+        let left = self.left.get().checked_sub(piece.size).ok_or_else(|| {
+            format!("its lists, manifests and configs have more than {DOCUMENTS_BYTES} bytes together")
+        })?;
+        self.left.set(left);
+        piece.read_whole(DOCUMENT_BYTES).map_err(|error| format!("{name} can't be read: {error}"))
+    }
+}
+
+fn saved(bundle: &Reader<'_>, list: &[u8]) -> Result<Vec<Loadable>, String> {
     let list: Vec<Saved> =
         serde_json::from_slice(list).map_err(|error| format!("its manifest.json is broken: {error}"))?;
     let piece = |name: &str| bundle.piece(name).ok_or_else(|| format!("it lacks {name:.200}"));
     let load = |saved: Saved| {
-        let config = read(&piece(&saved.config)?, "the config")?;
+        let config = bundle.read(&piece(&saved.config)?, "the config")?;
         // There is no manifest in it: an image's id, which is its config's digest, stands for that.
         let digest = digest::sha256(&config);
         let layers = saved.layers.iter().map(|name| piece(name)).collect::<Result<_, _>>()?;
@@ -189,7 +209,7 @@ fn saved(bundle: &Bundle, list: &[u8]) -> Result<Vec<Loadable>, String> {
     list.into_iter().map(load).collect()
 }
 
-fn layout(bundle: &Bundle, index: &[u8], platform: &Platform) -> Result<Vec<Loadable>, String> {
+fn layout(bundle: &Reader<'_>, index: &[u8], platform: &Platform) -> Result<Vec<Loadable>, String> {
     let Document::Index(index) = manifest::read(index, None)? else {
         return Err("its index.json is no index".into());
     };
@@ -211,7 +231,7 @@ fn layout(bundle: &Bundle, index: &[u8], platform: &Platform) -> Result<Vec<Load
 }
 
 /// From an entry of a layout's index to its image.
-fn follow(bundle: &Bundle, entry: &ImageIndexEntry, platform: &Platform) -> Result<Loadable, String> {
+fn follow(bundle: &Reader<'_>, entry: &ImageIndexEntry, platform: &Platform) -> Result<Loadable, String> {
     let top = entry.digest.clone();
     let mut wanted = top.clone();
     for _ in 0..=MOST_INDEXES {
@@ -244,9 +264,9 @@ fn path(digest: &str) -> Result<String, String> {
     Ok(format!("blobs/{algorithm}/{hex}"))
 }
 
-fn document(bundle: &Bundle, digest: &str) -> Result<Vec<u8>, String> {
+fn document(bundle: &Reader<'_>, digest: &str) -> Result<Vec<u8>, String> {
     let piece = bundle.piece(&path(digest)?).ok_or_else(|| format!("it lacks the blob {digest}"))?;
-    let bytes = read(&piece, digest)?;
+    let bytes = bundle.read(&piece, digest)?;
     if digest::matches(digest, &bytes) {
         Ok(bytes)
     } else {
@@ -255,7 +275,7 @@ fn document(bundle: &Bundle, digest: &str) -> Result<Vec<u8>, String> {
 }
 
 /// A layer is checked when it is unpacked: the config, whose digest was checked, says what must come out.
-fn blob(bundle: &Bundle, blob: &Blob) -> Result<Piece, String> {
+fn blob(bundle: &Reader<'_>, blob: &Blob) -> Result<Piece, String> {
     let piece =
         bundle.piece(&path(&blob.digest)?).ok_or_else(|| format!("it lacks the blob {}", blob.digest))?;
     if piece.size == blob.size {
@@ -268,4 +288,30 @@ fn blob(bundle: &Bundle, blob: &Blob) -> Result<Piece, String> {
 /// A file for an archive that is being received. It goes when it is closed, however that comes about.
 pub(crate) fn receive(puller: &Puller) -> Result<File, ImageError> {
     bundle::spooled(&puller.config.dir).map_err(|error| broken("make a file for an archive", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// What its author has to send is 1 MiB and a line for each image.
+    #[test]
+    fn a_list_that_names_one_config_again_and_again_is_not_held_in_memory() {
+        let spool = tempfile::tempdir().unwrap();
+        let line = r#"{"Config":"c","RepoTags":["a"],"Layers":[]}"#;
+        let list = format!("[{}]", vec![line; 200].join(","));
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in [("c", vec![b' '; 1 << 20]), ("manifest.json", list.into_bytes())] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, bytes.as_slice()).unwrap();
+        }
+        let mut file = bundle::spooled(spool.path()).unwrap();
+        file.write_all(&tar.into_inner().unwrap()).unwrap();
+        let bundle = Bundle::of_file(file, spool.path(), 1 << 30).unwrap();
+        let error = images(&bundle, &Platform::default()).unwrap_err();
+        assert!(error.contains("together"), "{error}");
+    }
 }
