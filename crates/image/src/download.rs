@@ -8,6 +8,7 @@ use reqwest::{Method, Response, StatusCode};
 use crate::ImageError;
 use crate::digest::Hasher;
 use crate::manifest::Blob;
+use crate::mirrors::FromMirror;
 use crate::reference::Reference;
 use crate::registry::{Ask, Registries, failed};
 use crate::retry::{Backoff, Failure};
@@ -106,16 +107,24 @@ impl<'a> Download<'a> {
         self.skip = match response.status() {
             StatusCode::PARTIAL_CONTENT if self.continues(&response) => 0,
             StatusCode::PARTIAL_CONTENT => {
-                return Err(failed(self.image, "it sends another part than was asked for").into());
+                let error = failed(self.image, "it sends another part than was asked for");
+                return Err(self.unlike(&response, error));
             }
             // It starts over.
             _ => self.received,
         };
         let expected = self.blob.size - self.received + self.skip;
         if response.content_length().is_some_and(|len| len != expected) {
-            return Err(self.bad("is not as long as its manifest says").into());
+            return Err(self.unlike(&response, self.bad("is not as long as its manifest says")));
         }
         Ok(response)
+    }
+
+    /// A mirror that has something else is no better than one that fails; a registry that does has the last word.
+    fn unlike(&self, response: &Response, error: ImageError) -> Failure {
+        let Some(mirror) = FromMirror::of(response) else { return error.into() };
+        self.registries.rest(&mirror);
+        Failure::Passing { reason: "broken", after: None, error }
     }
 
     fn continues(&self, response: &Response) -> bool {
@@ -129,6 +138,10 @@ impl<'a> Download<'a> {
         if found.as_deref() == Some(self.blob.digest.as_str()) || !walls::stands("blob_digest") {
             Ok(())
         } else {
+            // Whoever pulls it next gets it from somewhere else.
+            if let Some(response) = self.response.take() {
+                self.registries.let_down(&response);
+            }
             Err(self.bad("has other bytes than its digest says"))
         }
     }
