@@ -145,11 +145,12 @@ impl Registries {
         let url = endpoint
             .join(&format!("{repository}/{}", ask.path))
             .map_err(|error| failed(ask.image, &error.to_string()))?;
+        let shown = self.grants.get(registry, repository);
         let response = self.follow(ask, url.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.judge(ask, response);
         }
-        self.grants.forget(registry, repository);
+        self.grants.forget(registry, repository, shown.as_ref());
         let challenge = Challenge::find(response.headers());
         self.authenticate(ask.image, &endpoint, challenge).await?;
         let response = self.follow(ask, url).await?;

@@ -19,7 +19,7 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const SKEW: Duration = Duration::from_secs(10);
 
 /// Goes with a request.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Grant {
     Bearer(String),
     Basic { user: String, password: String },
@@ -56,8 +56,13 @@ impl Grants {
         self.0.lock().expect("no holder panics").insert(key, (grant, until));
     }
 
-    pub(crate) fn forget(&self, registry: &str, repository: &str) {
-        self.0.lock().expect("no holder panics").remove(&(registry.to_owned(), repository.to_owned()));
+    /// One that was refused. What another request has been given since then stays.
+    pub(crate) fn forget(&self, registry: &str, repository: &str, refused: Option<&Grant>) {
+        let (mut grants, key) =
+            (self.0.lock().expect("no holder panics"), (registry.to_owned(), repository.to_owned()));
+        if grants.get(&key).map(|(grant, _)| grant) == refused {
+            grants.remove(&key);
+        }
     }
 }
 
@@ -153,6 +158,20 @@ mod tests {
             map.append(WWW_AUTHENTICATE, header.parse().unwrap());
         }
         Challenge::find(&map)
+    }
+
+    /// Layers are downloaded side by side, and all of them hear at once that their token holds no more.
+    #[test]
+    fn a_token_that_another_request_has_just_got_is_not_forgotten() {
+        let (grants, [old, new]) =
+            (Grants::default(), ["old", "new"].map(|token| Grant::Bearer(token.into())));
+        grants.put("r", "x", old.clone(), DEFAULT_LIFE);
+        grants.forget("r", "x", Some(&old));
+        assert_eq!(grants.get("r", "x"), None);
+        grants.put("r", "x", new.clone(), DEFAULT_LIFE);
+        grants.forget("r", "x", Some(&old));
+        grants.forget("r", "x", None);
+        assert_eq!(grants.get("r", "x"), Some(new));
     }
 
     #[test]
