@@ -28,6 +28,9 @@ pub enum Content {
     Nothing,
 }
 
+/// Of all members of an archive together.
+const NAMES_BYTES: u64 = 32 << 20;
+
 /// What an archive that is not compressed holds.
 pub fn members(archive: impl Read, limits: &Limits) -> Result<Vec<Member>, UnpackError> {
     let stream = Stream::unhashed(archive, limits)?;
@@ -35,7 +38,7 @@ pub fn members(archive: impl Read, limits: &Limits) -> Result<Vec<Member>, Unpac
         return Err(UnpackError::Compression { reason: "it is compressed".into() });
     }
     let mut archive = Archive::new(stream, limits.clone());
-    let mut members = Vec::new();
+    let (mut members, mut names) = (Vec::new(), 0);
     while let Some(entry) = archive.next()? {
         if members.len() as u64 >= limits.entries {
             return Err(UnpackError::too_large("entries", limits.entries));
@@ -47,6 +50,15 @@ pub fn members(archive: impl Read, limits: &Limits) -> Result<Vec<Member>, Unpac
             Kind::Hardlink(target) => Content::Hardlink(target),
             _ => Content::Nothing,
         };
+        // One name is as long as a header may be, and all of them are held at once.
+        let link = match &content {
+            Content::Symlink(target) | Content::Hardlink(target) => target.len(),
+            Content::File { .. } | Content::Nothing => 0,
+        };
+        names += (entry.path.len() + link) as u64;
+        if names > NAMES_BYTES {
+            return Err(UnpackError::too_large("bytes of names", NAMES_BYTES));
+        }
         members.push(Member { path: entry.path, content });
     }
     Ok(members)
@@ -55,4 +67,21 @@ pub fn members(archive: impl Read, limits: &Limits) -> Result<Vec<Member>, Unpac
 /// The bytes of a stream as they were before anybody compressed them, if somebody has.
 pub fn plain<'a>(input: impl Read + 'a, limits: &Limits) -> Result<impl Read + 'a, UnpackError> {
     Stream::unhashed(input, limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compressed, such an archive is a thousandth of what it would have its reader remember.
+    #[test]
+    fn long_names_are_not_remembered_without_end() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        let name = "a".repeat(1_000_000);
+        (0..40).for_each(|_| builder.append_data(&mut header, &name, &b""[..]).unwrap());
+        let archive = builder.into_inner().unwrap();
+        assert!(matches!(members(&archive[..], &Limits::default()), Err(UnpackError::TooLarge { .. })));
+    }
 }
