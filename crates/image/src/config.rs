@@ -36,7 +36,7 @@ pub struct Config {
     pub grace: Duration,
     /// Of one image, at once.
     pub parallel_layers: usize,
-    /// Of all images, at once.
+    /// Of all images, at once; those whose registries send next to nothing come beside them.
     pub parallel_downloads: usize,
     /// How long a tag of a registry is taken to mean what it meant when it was last asked about.
     /// Without it, until somebody says `always`.

@@ -16,6 +16,7 @@ use crate::bundle::Piece;
 use crate::commit::Fresh;
 use crate::disk::{KeptLayer, broken};
 use crate::download::Download;
+use crate::lanes::Lane;
 use crate::manifest::Blob;
 use crate::pull::{Pull, off_thread};
 use crate::view::ShownTo;
@@ -203,12 +204,12 @@ impl Pull {
     /// whoever has its bytes may have its tree, and a hash is not its bytes; what comes of that is dropped.
     async fn bring(&self, layer: &Wanted) -> Result<Had, ImageError> {
         let puller = &self.puller;
-        let _permit = puller.downloads.acquire().await.expect("it is never closed");
+        let mut lane = puller.lanes.enter().await;
         // Somebody may have been done with it just before this began.
         if let Some(had) = self.find_shown(&layer.name).await {
             return Ok(had);
         }
-        let (report, commit, begun) = self.unpack_one(layer).await?;
+        let (report, commit, begun) = self.unpack_one(layer, &mut lane).await?;
         puller.observer.layer_unpacked(begun.elapsed());
         if let Some(had) = self.show_proved(&layer.name).await? {
             return Ok(had);
@@ -230,6 +231,7 @@ impl Pull {
     async fn unpack_one(
         &self,
         layer: &Wanted,
+        lane: &mut Lane<'_>,
     ) -> Result<(unpack::Report, Box<dyn Commit>, Instant), ImageError> {
         let puller = &self.puller;
         let limits = unpack::Limits {
@@ -241,7 +243,7 @@ impl Pull {
         let started = puller.shelf.store.unpack(&layer.name, &job).await;
         let mut unpacking = started.map_err(|error| self.store("start to unpack a layer", error))?;
         let begun = Instant::now();
-        let is_all = self.feed(layer, unpacking.as_mut()).await?;
+        let is_all = self.feed(layer, lane, unpacking.as_mut()).await?;
         self.board.layer(layer.at, LayerState::Unpacking);
         let finished = unpacking.finish().await;
         let Unpacked { report, commit } = finished.map_err(|error| self.store("unpack a layer", error))?;
@@ -256,7 +258,12 @@ impl Pull {
 
     /// Hands every byte to the unpacker, and says whether it took them all. One that reads no more
     /// will say why when it is asked.
-    async fn feed(&self, layer: &Wanted, unpacking: &mut dyn Unpacking) -> Result<bool, ImageError> {
+    async fn feed(
+        &self,
+        layer: &Wanted,
+        lane: &mut Lane<'_>,
+        unpacking: &mut dyn Unpacking,
+    ) -> Result<bool, ImageError> {
         let blob = match &layer.source {
             Source::Bytes(bytes) => {
                 return Ok(unpacking.write(bytes.clone()).await.is_ok());
@@ -267,8 +274,9 @@ impl Pull {
         let mut download = Download::new(&self.view.registries, &self.image, blob);
         let (mut said, mut waits) = (0, Waits::begin());
         self.board.layer(layer.at, waits.state(0, blob.size));
-        while let Some(bytes) = download.next().await? {
+        while let Some(bytes) = lane.wait(download.next()).await? {
             waits.had(WaitsFor::Registry);
+            lane.had(bytes.len());
             self.puller.observer.bytes_downloaded(bytes.len() as u64);
             if unpacking.write(bytes).await.is_err() {
                 return Ok(false);

@@ -21,6 +21,7 @@ mod disk;
 mod download;
 mod fixup;
 mod flight;
+mod lanes;
 mod layers;
 mod load;
 mod manifest;

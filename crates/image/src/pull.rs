@@ -14,6 +14,7 @@ use crate::disk::{ImageRecord, broken};
 use crate::download::Download;
 use crate::fixup;
 use crate::flight::Flights;
+use crate::lanes::Lanes;
 use crate::layers::{Had, Layers, Source, Wanted};
 use crate::manifest::{self, BadConfig, Blob, Described};
 use crate::reference::Reference;
@@ -29,7 +30,7 @@ pub(crate) struct Puller {
     pub(crate) registries: Arc<Registries>,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) layers: Flights<Result<Had, ImageError>>,
-    pub(crate) downloads: Semaphore,
+    pub(crate) lanes: Lanes,
     pub(crate) waiting: Waiting,
     pub(crate) may_wait: Arc<Semaphore>,
     /// Held while layers are kept: the disk is synced for one after the other.
@@ -63,10 +64,10 @@ impl Puller {
         let registries = Arc::new(Registries::new(&config, Arc::clone(&observer)));
         // Who gives up a pull has waited long enough already.
         let layers = Flights::new(std::time::Duration::ZERO);
-        let downloads = Semaphore::new(config.parallel_downloads.max(1));
+        let lanes = Lanes::new(config.parallel_downloads.max(1));
         let may_wait = Arc::new(Semaphore::new(MOST_WAITING));
         let (waiting, committing) = (Waiting::default(), tokio::sync::Mutex::default());
-        Self { config, shelf, registries, observer, layers, downloads, waiting, may_wait, committing }
+        Self { config, shelf, registries, observer, layers, lanes, waiting, may_wait, committing }
     }
 
     /// Whether a registry may be asked at all: known before anything is sent.

@@ -96,6 +96,35 @@ async fn nobody_waits_for_a_layer_that_another_registry_does_not_send() {
     home.trees_become(&[&hex(&made.diff_ids[0])]).await;
 }
 
+/// Nor for places that layers have which never come.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_do_not_come_take_no_place_from_those_that_do() {
+    as_root!();
+    let stuck = made(&[layer(&[("a", "x")]), layer(&[("b", "x")]), layer(&[("c", "x")])]);
+    let blobs = stuck.layers.clone();
+    let wanted: Vec<_> = blobs.iter().map(|blob| (blob.clone(), stuck.blobs[blob].len())).collect();
+    let slow = Fake::start(stuck, move |path, _, _| {
+        wanted.iter().find(|(blob, _)| path.contains(blob)).map(|(_, len)| stalled(*len))
+    });
+    let slow = slow.await;
+    let fake = Fake::honest(made(&[layer(&[("f", "x")])])).await;
+    let mut home = Home::new(&[&slow.host, &fake.host]);
+    home.config.parallel_downloads = 2;
+    (home.config.pull_timeout, home.config.idle_timeout) =
+        (Duration::from_secs(600), Duration::from_secs(600));
+    let images = home.open().await;
+    let (others, name) = (images.clone(), slow.name());
+    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
+    while blobs.iter().filter(|blob| slow.gets(blob) > 0).count() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let patience = Duration::from_secs(60);
+    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
+    fetched.expect("it comes within seconds").unwrap();
+    assert!(!waits.is_finished());
+    waits.abort();
+}
+
 /// And so could whoever has a repository at the same registry: an image that claims another blob to be the layer.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_another_blob_that_claims_to_be_the_layer() {
