@@ -85,11 +85,11 @@ impl From<ImageInfo> for ImageReply {
     }
 }
 
-/// Every image of the store.
+/// Images of the store.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImageList {
     images: Vec<ImageReply>,
-    /// What all layers take of the disk, each counted once.
+    /// What the layers of these images take of the disk, each counted once; for an admin, what all layers take.
     disk_bytes: u64,
     /// Above this, images are collected, those used longest ago first.
     limit_bytes: u64,
@@ -139,9 +139,11 @@ pub async fn list(State(app): State<Arc<App>>, caller: Caller, _: NoQuery) -> Js
     let may_use = |image: &ImageInfo| {
         caller.principal.may_use_image(&image.reference) && (all || app.images.is_open_to(image, asker))
     };
+    let images: Vec<_> = app.images.list().into_iter().filter(may_use).collect();
     Json(ImageList {
-        images: app.images.list().into_iter().filter(may_use).map(Into::into).collect(),
-        disk_bytes: app.images.total_bytes(),
+        // What images of others alone take is not for everybody: who loads a layer would see whether it was here.
+        disk_bytes: if all { app.images.total_bytes() } else { app.images.bytes_of(&images) },
+        images: images.into_iter().map(Into::into).collect(),
         limit_bytes: app.images.limit_bytes(),
     })
 }

@@ -263,6 +263,9 @@ fn a_layer_is_for_those_who_have_its_bytes_and_not_for_those_who_know_its_hash()
         list["disk_bytes"].as_u64().expect("a number")
     };
     let stored = bytes();
+    // What others have alone is not even told as a number.
+    let seen = daemon.request("GET", "/images").key(&bob).send().expect(200);
+    assert!(stored > 0 && seen["images"] == support::json!([]) && seen["disk_bytes"] == 0, "{seen:#}");
 
     let forged = liar.image("public/forged:1");
     run(&daemon, &bob, &forged, "missing").problem(422, "bad-image");

@@ -16,8 +16,8 @@ use crate::reference::Reference;
 use crate::shelf::{Shelf, Taken};
 use crate::view::{Accounts, Asker, View};
 use crate::{
-    Archive, Config, ImageConfig, ImageError, LayerStore, Lease, Observer, Progress, PullResult, Rootfs,
-    Saved,
+    Archive, Config, ImageConfig, ImageError, ImageInfo, LayerStore, Lease, Observer, Progress, PullResult,
+    Rootfs, Saved,
 };
 
 /// The name of the machine's own programs.
@@ -205,6 +205,11 @@ impl Images {
     /// What all layers take of the disk, each counted once.
     pub fn total_bytes(&self) -> u64 {
         self.inner.shelf.bytes()
+    }
+
+    /// The same of the layers of some images only.
+    pub fn bytes_of(&self, images: &[ImageInfo]) -> u64 {
+        self.inner.shelf.bytes_of(images)
     }
 
     /// Ends every pull and waits until none is left.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 pub(crate) use self::hold::{Hold, Taken};
 pub(crate) use self::state::State;
 use self::state::{add_one, info};
-use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord};
+use crate::disk::{Disk, ImageRecord, KeptLayer, LayerRecord, key};
 use crate::pull::off_thread;
 use crate::view::ShownTo;
 use crate::{Budget, ImageError, ImageInfo, LayerStore};
@@ -317,6 +317,15 @@ impl Shelf {
         }
         images.sort_by_key(|image| std::cmp::Reverse(image.last_used_at));
         images
+    }
+
+    /// What the layers of these images take of the disk, each counted once.
+    pub(crate) fn bytes_of(&self, images: &[ImageInfo]) -> u64 {
+        let state = self.lock();
+        let records =
+            images.iter().filter_map(|image| state.images.get(&key(&image.reference, image.owner.as_ref())));
+        let names: BTreeSet<_> = records.flat_map(|record| &record.layers).collect();
+        names.into_iter().filter_map(|name| state.layers.get(name)).map(KeptLayer::weight).sum()
     }
 
     pub(crate) fn info(&self, key: &str) -> Option<ImageInfo> {
