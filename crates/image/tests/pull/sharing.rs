@@ -69,6 +69,28 @@ async fn who_leaves_stops_nothing_and_the_last_one_ends_it() {
     images.acquire(&fake.name(), Pull::Missing).await.unwrap();
 }
 
+/// Asks for an image that does not come, and then, as soon as that is stuck, for one that has to come all the same.
+async fn comes_meanwhile(
+    home: &mut Home,
+    stuck: String,
+    is_stuck: impl Fn() -> bool,
+    wanted: &str,
+    patience: Duration,
+) {
+    (home.config.pull_timeout, home.config.idle_timeout) =
+        (Duration::from_secs(600), Duration::from_secs(600));
+    let images = home.open().await;
+    let others = images.clone();
+    let waits = tokio::spawn(async move { others.acquire(&stuck, Pull::Missing).await });
+    while !is_stuck() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let fetched = tokio::time::timeout(patience, images.acquire(wanted, Pull::Missing)).await;
+    fetched.expect("it comes while the other waits").unwrap();
+    assert!(!waits.is_finished());
+    waits.abort();
+}
+
 /// Whoever knows a layer's hash could offer an image that names it, at a registry that never sends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_layer_that_another_registry_does_not_send() {
@@ -80,19 +102,8 @@ async fn nobody_waits_for_a_layer_that_another_registry_does_not_send() {
         Fake::start(made.clone(), move |path, _, _| path.contains(&wanted).then(|| stalled(len))).await;
     let fake = Fake::honest(made.clone()).await;
     let mut home = Home::new(&[&slow.host, &fake.host]);
-    (home.config.pull_timeout, home.config.idle_timeout) =
-        (Duration::from_secs(600), Duration::from_secs(600));
-    let images = home.open().await;
-    let (others, name) = (images.clone(), slow.name());
-    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
-    while slow.gets(&blob) == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let patience = Duration::from_secs(60);
-    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
-    fetched.expect("it comes at once").unwrap();
-    assert!(!waits.is_finished());
-    waits.abort();
+    comes_meanwhile(&mut home, slow.name(), || slow.gets(&blob) > 0, &fake.name(), Duration::from_secs(60))
+        .await;
     home.trees_become(&[&hex(&made.diff_ids[0])]).await;
 }
 
@@ -110,19 +121,14 @@ async fn layers_that_do_not_come_take_no_place_from_those_that_do() {
     let fake = Fake::honest(made(&[layer(&[("f", "x")])])).await;
     let mut home = Home::new(&[&slow.host, &fake.host]);
     home.config.parallel_downloads = 2;
-    (home.config.pull_timeout, home.config.idle_timeout) =
-        (Duration::from_secs(600), Duration::from_secs(600));
-    let images = home.open().await;
-    let (others, name) = (images.clone(), slow.name());
-    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
-    while blobs.iter().filter(|blob| slow.gets(blob) > 0).count() < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let patience = Duration::from_secs(60);
-    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
-    fetched.expect("it comes within seconds").unwrap();
-    assert!(!waits.is_finished());
-    waits.abort();
+    comes_meanwhile(
+        &mut home,
+        slow.name(),
+        || blobs.iter().filter(|blob| slow.gets(blob) > 0).count() >= 2,
+        &fake.name(),
+        Duration::from_secs(60),
+    )
+    .await;
 }
 
 /// And so could whoever has a repository at the same registry: an image that claims another blob to be the layer.
@@ -143,19 +149,14 @@ async fn nobody_waits_for_another_blob_that_claims_to_be_the_layer() {
         Fake::start(honest.clone(), move |path, _, _| path.contains(&wanted).then(|| stalled(len))).await;
     fake.serve("forged", forged);
     let mut home = Home::new(&[&fake.host]);
-    (home.config.pull_timeout, home.config.idle_timeout) =
-        (Duration::from_secs(600), Duration::from_secs(600));
-    let images = home.open().await;
-    let (others, name) = (images.clone(), format!("{}/forged", fake.host));
-    let waits = tokio::spawn(async move { others.acquire(&name, Pull::Missing).await });
-    while fake.gets(&blob) == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let patience = Duration::from_secs(10);
-    let fetched = tokio::time::timeout(patience, images.acquire(&fake.name(), Pull::Missing)).await;
-    fetched.expect("it comes at once").unwrap();
-    assert!(!waits.is_finished());
-    waits.abort();
+    comes_meanwhile(
+        &mut home,
+        format!("{}/forged", fake.host),
+        || fake.gets(&blob) > 0,
+        &fake.name(),
+        Duration::from_secs(10),
+    )
+    .await;
     home.trees_become(&[&hex(&honest.diff_ids[0])]).await;
 }
 
