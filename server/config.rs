@@ -17,12 +17,12 @@ use crate::http::proxies::Proxies;
 use crate::traces::Collector;
 
 use crate::image_settings::ImageSettings;
-use crate::{keys, log, memory};
+use crate::{keys, log};
 
 pub use machine::raise_open_files;
 use machine::{
     beside_this_program, default_bodies_bytes, default_data_dir, default_docker_config, default_limits,
-    host_cpus, open_files_max,
+    host_cpus, memory_bytes, open_files_max, processors,
 };
 pub use names::{environment_name, leaves, read_value, set, words};
 use names::{from_environment, merge};
@@ -68,9 +68,9 @@ config! {
     /// The user that the server becomes when it is started as root; a fixed number if there is none
     user: String = "sandglass".into();
     /// How many runs go at once
-    slots: usize = std::thread::available_parallelism().map_or(1, usize::from);
+    slots: usize = processors();
     /// How many sandboxes are prepared ahead of need at most, as runs ask for them; 0: none
-    prepared_max: usize = 2 + 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    prepared_max: usize = 2 + 2 * processors();
     /// Give each run a core of its own, or as many as it asks for processors, so that times can be compared
     pin_cpus: bool = false;
     /// How many runs of one principal may wait for a slot; a batch none of whose runs has a place or a slot counts as one
@@ -191,7 +191,7 @@ impl Config {
         }
         if self.budget_memory_bytes == 0 {
             let of_slots = (self.slots as u64).saturating_mul(self.limits.memory_bytes);
-            self.budget_memory_bytes = of_slots.max(memory::bytes().unwrap_or_default() / 4 * 3);
+            self.budget_memory_bytes = of_slots.max(memory_bytes().unwrap_or_default() / 4 * 3);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::memory;
 
 /// Memory for one run is bounded by three quarters of what the machine has.
 pub(super) fn default_limits() -> (Limits, Maxima) {
-    let host_bytes = memory::bytes().unwrap_or(1 << 30);
+    let host_bytes = memory_bytes().unwrap_or(1 << 30);
     let standard = Maxima::default();
     let open_files = standard.open_files.min(open_files_max());
     let maxima = Maxima { memory_bytes: host_bytes / 4 * 3, open_files, cpus: host_cpus(), ..standard };
@@ -38,12 +38,24 @@ pub fn raise_open_files() {
 }
 
 pub(super) fn host_cpus() -> f64 {
-    std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64)
+    processors() as f64
+}
+
+/// Finding out reads files of control groups, and each flag's default asks.
+pub(super) fn processors() -> usize {
+    static AT_START: OnceLock<usize> = OnceLock::new();
+    *AT_START.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The same is true of memory.
+pub(super) fn memory_bytes() -> Option<u64> {
+    static AT_START: OnceLock<Option<u64>> = OnceLock::new();
+    *AT_START.get_or_init(memory::bytes)
 }
 
 /// An eighth of what there is, though no less than one body and no more than is of use.
 pub(super) fn default_bodies_bytes() -> usize {
-    let eighth = memory::bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 8).unwrap_or(usize::MAX));
+    let eighth = memory_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 8).unwrap_or(usize::MAX));
     eighth.clamp(32 * 1024 * 1024, 256 * 1024 * 1024)
 }
 

@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, LOCATION, RANGE};
-use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
+use reqwest::{Client, ClientBuilder, Method, Response, StatusCode, Url, redirect};
 
 use crate::credentials::{Credential, Keeper};
 use crate::mirrors::{FromMirror, Mirrors};
@@ -24,8 +24,7 @@ const MOST_TOKEN_BYTES: u64 = 1 << 20;
 /// Registries as whoever has these credentials sees them. What one is granted is no other's.
 pub(crate) struct Registries {
     pub(crate) rules: Arc<Rules>,
-    public: Client,
-    anywhere: Client,
+    clients: Arc<Clients>,
     credentials: Keeper,
     grants: Grants,
     /// Registries that want to be left alone, and until when.
@@ -51,8 +50,7 @@ impl Registries {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             rules: Arc::new(Rules::new(config)),
-            public: client(config, |builder| builder.dns_resolver(PublicOnly)),
-            anywhere: client(config, |builder| builder),
+            clients: Arc::new(Clients::new(config.idle_timeout)),
             credentials: Keeper::Docker(config.docker_config.clone()),
             grants: Grants::default(),
             held: Mutex::default(),
@@ -66,8 +64,7 @@ impl Registries {
     pub(crate) fn of(&self, registry: &str, credential: Credential) -> Self {
         Self {
             rules: Arc::clone(&self.rules),
-            public: self.public.clone(),
-            anywhere: self.anywhere.clone(),
+            clients: Arc::clone(&self.clients),
             credentials: Keeper::Own { registry: registry.into(), credential },
             grants: Grants::default(),
             held: Mutex::default(),
@@ -194,8 +191,9 @@ impl Registries {
 
     fn client(&self, url: &Url, registry: &str) -> Result<&Client, ImageError> {
         Ok(match self.rules.check(url, registry)? {
-            Reach::Public => &self.public,
-            Reach::Anywhere => &self.anywhere,
+            Reach::Public => self.clients.public(),
+            Reach::Anywhere if url.scheme() == "http" => self.clients.plain(),
+            Reach::Anywhere => self.clients.anywhere(),
         })
     }
 
@@ -328,20 +326,58 @@ impl Registries {
     }
 }
 
-fn client(config: &Config, with: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Client {
-    let builder = || {
-        with(Client::builder())
+/// What connects to registries. Each is made when it is first needed: reading the certificates that a machine trusts
+/// takes a hundredth of a second.
+struct Clients {
+    idle_timeout: Duration,
+    public: OnceLock<Client>,
+    anywhere: OnceLock<Client>,
+    plain: OnceLock<Client>,
+}
+
+impl Clients {
+    fn new(idle_timeout: Duration) -> Self {
+        Self { idle_timeout, public: OnceLock::new(), anywhere: OnceLock::new(), plain: OnceLock::new() }
+    }
+
+    /// For registries that anybody can name.
+    fn public(&self) -> &Client {
+        self.public.get_or_init(|| self.trusting(|builder| builder.dns_resolver(PublicOnly)))
+    }
+
+    /// For those that the operator has named.
+    fn anywhere(&self) -> &Client {
+        self.anywhere.get_or_init(|| self.trusting(|builder| builder))
+    }
+
+    /// For those without https.
+    fn plain(&self) -> &Client {
+        self.plain.get_or_init(|| self.trusting_nobody(|builder| builder))
+    }
+
+    fn builder(&self) -> ClientBuilder {
+        Client::builder()
             .redirect(redirect::Policy::none())
             .no_proxy()
             .referer(false)
             .connect_timeout(CONNECT_PATIENCE)
-            .read_timeout(config.idle_timeout)
+            .read_timeout(self.idle_timeout)
             .user_agent(concat!("sandglass/", env!("CARGO_PKG_VERSION")))
-    };
-    builder().build().unwrap_or_else(|error| {
-        tracing::warn!(%error, "this machine trusts no certificates; only registries without https can be asked");
-        builder().tls_certs_only([]).build().expect("without certificates there is nothing to fail")
-    })
+    }
+
+    fn trusting(&self, with: impl Fn(ClientBuilder) -> ClientBuilder) -> Client {
+        with(self.builder()).build().unwrap_or_else(|error| {
+            tracing::warn!(
+                %error, "this machine trusts no certificates; only registries without https can be asked"
+            );
+            self.trusting_nobody(with)
+        })
+    }
+
+    fn trusting_nobody(&self, with: impl Fn(ClientBuilder) -> ClientBuilder) -> Client {
+        let builder = with(self.builder()).tls_certs_only([]);
+        builder.build().expect("without certificates there is nothing to fail")
+    }
 }
 
 pub(crate) fn failed(image: &Reference, reason: &str) -> ImageError {
