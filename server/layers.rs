@@ -134,7 +134,7 @@ impl Unpacking for PipedLayer {
     }
 }
 
-/// A layer that is unpacked and not yet kept.
+/// A layer that is unpacked. Dropping it gives it up unless it has its name.
 struct UnpackedLayer {
     launcher: Arc<Launcher>,
     control: Control,
@@ -145,7 +145,7 @@ impl UnpackedLayer {
         client::send(self.control.0.as_fd(), order)?;
         match self.control.next().await? {
             Event::Synced => Ok(()),
-            Event::Committed => {
+            Event::Named => {
                 // A sandbox that was begun with layers of these names before found none.
                 self.launcher.note_removal();
                 Ok(())
@@ -156,16 +156,12 @@ impl UnpackedLayer {
 }
 
 impl Commit for UnpackedLayer {
+    fn name(&mut self) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(self.obey(Order::Name))
+    }
+
     fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(self.obey(Order::Sync))
-    }
-
-    fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
-        Box::pin(async move { self.obey(Order::Name).await })
-    }
-
-    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
-        Box::pin(async move { self.obey(Order::Commit).await })
     }
 }
 

@@ -85,7 +85,11 @@ fn a_server_killed_at_any_of_fifty_moments_of_a_pull_has_a_whole_store_when_it_s
         // Somewhat longer than it takes, so that some moments lie behind its end.
         let wait = span.mul_f64(1.2 * random());
         std::thread::scope(|scope| {
-            let request = daemon.request("POST", "/images").json(&pull);
+            // Whoever wants a run waits less long than whoever wants the image kept.
+            let request = match moment % 2 {
+                0 => daemon.request("POST", "/images").json(&pull),
+                _ => daemon.request("POST", "/runs").json(&run(&name, "true")),
+            };
             let asked = scope.spawn(move || request.try_send());
             std::thread::sleep(wait);
             daemon.kill9();
@@ -117,6 +121,45 @@ fn a_server_killed_at_any_of_fifty_moments_of_a_pull_has_a_whole_store_when_it_s
     assert!(before > MOMENTS / 5, "{before} of {MOMENTS} moments were in the middle of a pull");
     let last = daemon.run(&run(&name, check));
     assert_eq!(last["stdout"], expected, "{last:#}");
+}
+
+/// As after the power went, where records and layers are on different disks.
+#[test]
+fn a_tree_whose_record_was_lost_is_never_used() {
+    let registry = Registry::start();
+    registry.push("noise", "1", &Image::busybox().layer(noisy_layer("noise", 1 << 20)));
+    let name = registry.image("noise:1");
+    let mut daemon = Daemon::with_registry(&registry);
+    let records = daemon.data_dir().join("records/layers");
+    for is_cut_off in [false, true] {
+        daemon.run(&run(&name, "true"));
+        // Until it is durable.
+        daemon.post("/images", &json!({ "image": name })).expect(200);
+        daemon.kill9();
+        let lost: Vec<_> = std::fs::read_dir(&records).expect("read records").flatten().collect();
+        assert_eq!(lost.len(), 2);
+        for record in lost {
+            let layer = record.path().file_stem().expect("a name").to_owned();
+            let tree = daemon.data_dir().join("layers").join(layer);
+            std::fs::write(tree.join("half"), "a file").expect("write into the tree");
+            std::fs::remove_file(record.path()).expect("lose a record");
+            if is_cut_off {
+                std::fs::write(record.path(), "").expect("lose what a record says");
+            }
+        }
+        daemon = daemon.restart();
+        assert_eq!(images(&daemon), 0);
+        if is_cut_off {
+            // What is known by its name goes at once.
+            within(Duration::from_secs(20), "a store without leftovers", || {
+                strays(&daemon).is_empty().then_some(())
+            });
+        }
+        let found = daemon.run(&run(&name, "wc -c < /noise; ls / | grep half"));
+        assert_eq!(found["stdout"], format!("{}\n", 1 << 20), "{found:#}");
+    }
+    daemon.delete(&format!("/images/{name}"));
+    within(Duration::from_secs(20), "a store without leftovers", || strays(&daemon).is_empty().then_some(()));
 }
 
 #[test]

@@ -54,15 +54,21 @@ fn pulls(images: &[&'static str], rounds: usize, place: &Path) -> Result<Vec<rep
     let tools = tools::all(programs.get("sandglass")?);
     let mut all = Vec::new();
     for image in images {
-        let mut measured: BTreeMap<&str, Vec<Measured>> = BTreeMap::new();
+        let (mut measured, mut floors) = (BTreeMap::<&str, report::Tool>::new(), Vec::new());
         for round in 0..rounds {
             eprintln!("{image}: round {} of {rounds}", round + 1);
             for tool in &tools {
-                measured.entry(tool.name).or_default().push(measure(tool, &registry, image, place)?);
+                let pulled = measure(tool, &registry, image, place, |_| ())?.0;
+                measured.entry(tool.name).or_default().pulls.push(pulled);
             }
+            floors.push(floor::measure(&registry.host, image, place)?);
         }
-        let floor = floor::measure(&registry.host, image, place)?;
-        all.push(report::Image { image, floor_s: floor, tools: measured });
+        eprintln!("{image}: memory");
+        for tool in &tools {
+            let (_, memory) = measure(tool, &registry, image, place, watch::Memory::of)?;
+            measured.entry(tool.name).or_default().memory_bytes = memory.most();
+        }
+        all.push(report::Image { image, floors_s: floors, tools: measured });
     }
     Ok(all)
 }
@@ -145,9 +151,8 @@ impl Drop for Registry {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Measured {
     seconds: f64,
-    /// Until every file was written, and nothing synced, where the tool says when that is.
-    unsynced_seconds: Option<f64>,
-    memory_bytes: u64,
+    /// Until runs could begin, where the tool says when that is.
+    usable_seconds: Option<f64>,
 }
 
 /// What scripts call to mount a file that has a file system. What is written goes to the disk at once and not to a
@@ -161,8 +166,15 @@ const ATTACH: &str = r#"
     }
 "#;
 
-/// Makes a file system, mounts it where nobody else sees it, and has the tool pull into it.
-fn measure(tool: &Tool, registry: &Registry, image: &str, place: &Path) -> Result<Measured> {
+/// Makes a file system, mounts it where nobody else sees it, and has the tool pull into it. Whatever watches it
+/// meanwhile takes time of the processors that the pull needs.
+fn measure<W>(
+    tool: &Tool,
+    registry: &Registry,
+    image: &str,
+    place: &Path,
+    watch: impl FnOnce(u32) -> W,
+) -> Result<(Measured, W)> {
     const MOUNT: &str = r#"
         disk=$1; shift
         attach "$disk"; cd "$disk.at"
@@ -182,19 +194,18 @@ fn measure(tool: &Tool, registry: &Registry, image: &str, place: &Path) -> Resul
     command.arg(&registry.host).arg(image).arg(&tool.program);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().context("start unshare")?;
-    let watcher = watch::Memory::of(child.id());
+    let watching = watch(child.id());
     let done = child.wait_with_output()?;
-    let memory_bytes = watcher.most();
     let said = String::from_utf8_lossy(&done.stdout);
     ensure!(done.status.success(), "{} failed: {}", tool.name, String::from_utf8_lossy(&done.stderr));
     let times: Vec<f64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    let (began, unpacked, ended) = match times[..] {
+    let (began, usable, ended) = match times[..] {
         [began, ended] => (began, None, ended),
-        [unpacked, began, ended] => (began, Some(unpacked), ended),
+        [usable, began, ended] => (began, Some(usable), ended),
         _ => anyhow::bail!("{} said {said:?}", tool.name),
     };
-    let unsynced_seconds = unpacked.map(|unpacked| unpacked - began);
-    Ok(Measured { seconds: ended - began, unsynced_seconds, memory_bytes })
+    let usable_seconds = usable.map(|usable| usable - began);
+    Ok((Measured { seconds: ended - began, usable_seconds }, watching))
 }
 
 #[cfg(test)]

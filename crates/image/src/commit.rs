@@ -1,21 +1,21 @@
-//! Keeping what was unpacked. The layers that one image lacked are made durable together, with one sync
-//! for all of them, and only then named and written down. Until that is done a layer belongs to those who
-//! pull it, and whoever is done first keeps it for the others too. docs/decisions/0018 says what is durable
-//! when.
+//! Keeping what was unpacked. The layers that one image lacked get their names together, and from then on runs can
+//! have them; behind that they are made durable, with one sync for all of them, and only then written down. Until it
+//! has its name a layer belongs to those who pull it, and whoever is done first keeps it for the others too.
+//! docs/decisions/0018 says what is durable when.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use run::PrincipalName;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::disk::{KeptLayer, broken};
 use crate::layers::Had;
 use crate::pull::{Pull, off_thread};
-use crate::shelf::Hold;
+use crate::shelf::{Hold, Unsettled};
 use crate::view::ShownTo;
 use crate::{Commit, ImageError};
 
@@ -146,29 +146,37 @@ impl Pull {
         off_thread(move || layers.into_iter().try_for_each(|(name, to)| shelf.show(&name, to))).await
     }
 
-    /// Keeps those of the layers that nobody has kept yet. Whoever no longer waits for that does not stop it:
-    /// others may count on the same layers.
+    /// Keeps those of the layers that nobody has kept yet, and returns when they can be used. Whoever no longer waits
+    /// for that does not stop it: others may count on the same layers.
     pub(crate) async fn commit(&self, fresh: Vec<Arc<Fresh>>) -> Result<(), ImageError> {
         if fresh.is_empty() {
             return Ok(());
         }
         let pull = self.clone();
-        let done = tokio::spawn(async move { pull.commit_in_turn(&fresh).await }).await;
-        let done = done.unwrap_or_else(|error| Err(broken("keep layers", io::Error::other(error))));
+        let done = tokio::spawn(async move {
+            let named = pull.name_in_turn(&fresh).await?;
+            if let Some(named) = named {
+                tokio::spawn(async move { pull.settle(named, fresh).await });
+            }
+            Ok(())
+        });
+        let done = done.await.unwrap_or_else(|error| Err(broken("keep layers", io::Error::other(error))));
         // It may have failed under another's hands, whose image is nobody else's concern.
         done.map_err(|error| error.in_words(&self.name()))
     }
 
-    async fn commit_in_turn(&self, fresh: &[Arc<Fresh>]) -> Result<(), ImageError> {
+    async fn name_in_turn(&self, fresh: &[Arc<Fresh>]) -> Result<Option<Named>, ImageError> {
         let _turn = self.puller.committing.lock().await;
-        if let Some(error) = fresh.iter().find_map(|layer| layer.failure()) {
+        let shelf = &self.puller.shelf;
+        let failed = |layer: &Arc<Fresh>| layer.failure().or_else(|| shelf.suspicion(&layer.name));
+        if let Some(error) = fresh.iter().find_map(failed) {
             return Err(error);
         }
         let (mut layers, mut commits, mut twice) = (Vec::new(), Vec::new(), Vec::new());
         for layer in fresh {
             let Some(commit) = layer.take() else { continue };
             let (name, shown_to) = (layer.name.clone(), layer.shown_to().clone());
-            if self.puller.shelf.has(&name) {
+            if shelf.has(&name) {
                 // It was unpacked twice. This tree is not needed, but whoever has had its bytes has had them.
                 twice.push((name, shown_to));
             } else {
@@ -178,38 +186,68 @@ impl Pull {
         }
         commits.sort_by_key(|(begun, _)| std::cmp::Reverse(*begun));
         let commits = commits.into_iter().map(|(_, commit)| commit).collect();
-        let is_ours: Vec<String> = layers.iter().map(|(name, _)| name.clone()).collect();
+        let ours: Vec<String> = layers.iter().map(|(name, _)| name.clone()).collect();
         let result = match self.show(twice).await {
-            Ok(()) => self.keep_layers(layers, commits).await,
+            Ok(()) => self.name_layers(layers, commits).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &result {
-            let failed = fresh.iter().filter(|layer| is_ours.contains(&layer.name));
-            failed.for_each(|layer| *layer.stage() = Stage::Failed(error.clone()));
+            say_that_they_failed(fresh, &ours, error);
         }
         result
     }
 
     /// With the commit of the layer last that was begun first.
-    ///
-    /// The order is the argument: no name before its tree is durable, no record before its name is.
-    async fn keep_layers(
+    async fn name_layers(
         &self,
         layers: Vec<(String, KeptLayer)>,
         mut commits: Vec<Box<dyn Commit>>,
-    ) -> Result<(), ImageError> {
-        let Some(mut last) = commits.pop() else { return Ok(()) };
-        let fail = |error| self.store("keep a layer", error);
+    ) -> Result<Option<Named>, ImageError> {
+        if commits.is_empty() {
+            return Ok(None);
+        }
         let shelf = Arc::clone(&self.puller.shelf);
         let layers = off_thread(move || shelf.announce(&layers).map(|()| layers)).await?;
-        last.sync().await.map_err(fail)?;
-        let shelf = Arc::clone(&self.puller.shelf);
-        off_thread(move || shelf.disk.sync()).await?;
-        try_join_all(commits.into_iter().map(|layer| layer.name())).await.map_err(fail)?;
-        last.commit().await.map_err(fail)?;
-        let shelf = Arc::clone(&self.puller.shelf);
-        off_thread(move || shelf.settle(layers)).await
+        // All of them end before anything else is done: a name that comes late would be nobody's.
+        let named = join_all(commits.iter_mut().map(|layer| layer.name())).await;
+        named.into_iter().collect::<io::Result<()>>().map_err(|error| self.store("name a layer", error))?;
+        let names = layers.iter().map(|(name, _)| name.clone()).collect();
+        let first = commits.pop().expect("there is one");
+        Ok(Some(Named { names, unsettled: self.puller.shelf.place(layers), first }))
     }
+
+    /// The order is the argument: no record of a layer before its tree and its name are durable.
+    async fn settle(&self, named: Named, fresh: Vec<Arc<Fresh>>) {
+        let Named { names, unsettled, mut first } = named;
+        let shelf = Arc::clone(&self.puller.shelf);
+        let synced = match first.sync().await {
+            Ok(()) => off_thread(move || shelf.disk.sync()).await,
+            Err(error) => Err(broken("keep a layer", error)),
+        };
+        let settled = match synced {
+            Ok(()) => off_thread(move || unsettled.settle()).await,
+            Err(error) => {
+                unsettled.fail(error.clone());
+                Err(error)
+            }
+        };
+        if let Err(error) = settled {
+            say_that_they_failed(&fresh, &names, &error);
+        }
+    }
+}
+
+/// Layers that can be used.
+struct Named {
+    names: Vec<String>,
+    unsettled: Unsettled,
+    /// Of the layer that was begun first.
+    first: Box<dyn Commit>,
+}
+
+fn say_that_they_failed(fresh: &[Arc<Fresh>], names: &[String], error: &ImageError) {
+    let failed = fresh.iter().filter(|layer| names.contains(&layer.name));
+    failed.for_each(|layer| *layer.stage() = Stage::Failed(error.clone()));
 }
 
 #[cfg(test)]
@@ -225,15 +263,11 @@ mod tests {
     struct Tree;
 
     impl Commit for Tree {
+        fn name(&mut self) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(ready(Ok(())))
+        }
+
         fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
-            Box::pin(ready(Ok(())))
-        }
-
-        fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
-            Box::pin(ready(Ok(())))
-        }
-
-        fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
             Box::pin(ready(Ok(())))
         }
     }
@@ -254,6 +288,7 @@ mod tests {
         };
         let (first, again, other) = (unpacked("a").await, unpacked("a").await, unpacked("b").await);
         pull.commit(vec![first]).await.unwrap();
+        puller.shelf.settled().await;
         // The disk takes no record more.
         fs::create_dir(dir.path().join("layers/a.json.new")).unwrap();
         pull.commit(vec![again, Arc::clone(&other)]).await.unwrap_err();

@@ -19,6 +19,12 @@ pub(crate) fn hex_of(digest: &str) -> Option<&str> {
     (hex.len() == len && is_hex).then_some(hex)
 }
 
+/// Whether a layer can be called so: by the hex of its diff id, and the number of the copy where there are several.
+pub(crate) fn names_a_layer(name: &str) -> bool {
+    let hex = name.split_once('-').map_or(name, |(hex, _)| hex);
+    ["sha256", "sha512"].iter().any(|algorithm| is_digest(&format!("{algorithm}:{hex}")))
+}
+
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", to_hex(&Sha256::digest(bytes)))
 }

@@ -140,11 +140,16 @@ impl Disk {
     }
 
     pub(crate) fn images(&self) -> Result<Vec<ImageRecord>, ImageError> {
-        read_all(&self.images)
+        read_all(&self.images, |_| None)
     }
 
+    /// A record that can't be read is of a layer that was on its way in when the machine stopped.
     pub(crate) fn layers(&self) -> Result<Vec<LayerRecord>, ImageError> {
-        read_all(&self.layers)
+        let on_its_way = |path: &Path| {
+            let name = path.file_stem()?.to_str()?;
+            digest::names_a_layer(name).then(|| LayerRecord { name: name.to_owned(), kept: None })
+        };
+        read_all(&self.layers, on_its_way)
     }
 
     pub(crate) fn write_image(&self, record: &ImageRecord) -> Result<(), ImageError> {
@@ -194,6 +199,8 @@ impl Disk {
     }
 
     pub(crate) fn remove_layer(&self, name: &str) -> Result<(), ImageError> {
+        // What it was to become is nothing without it, so that goes first and may stay.
+        let _ = fs::remove_file(self.layers.join(format!("{name}{NEXT}")));
         remove(&self.layers, &format!("{name}.json"))
             .map_err(|error| broken(&format!("forget layer {name}"), error))
     }
@@ -218,9 +225,12 @@ fn check_version(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that can't be read is removed: what it described can be had again. So is one that was to take
-/// another's place and has not.
-fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, ImageError> {
+/// A file that can't be read is removed, unless something is known by its name: what it described can be had again. So
+/// is one that was to take another's place and has not.
+fn read_all<T: DeserializeOwned>(
+    dir: &Path,
+    by_name: impl Fn(&Path) -> Option<T>,
+) -> Result<Vec<T>, ImageError> {
     let fail = |error| broken(&format!("read {}", dir.display()), error);
     let mut records = Vec::new();
     for entry in fs::read_dir(dir).map_err(fail)? {
@@ -230,7 +240,7 @@ fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, ImageError> {
             continue;
         }
         let record = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        match record {
+        match record.or_else(|| by_name(&path)) {
             Some(record) => records.push(record),
             None => {
                 tracing::warn!(path = %path.display(), "removing a record that can't be read");
@@ -287,14 +297,17 @@ mod tests {
         disk.remove_layer("b").unwrap();
         disk.remove_layer("b").unwrap();
         fs::write(dir.path().join("layers/c.json"), "{").unwrap();
+        // Nothing but its name is left of what was written last.
+        let cut_off = "0123456789abcdef".repeat(4);
+        fs::write(dir.path().join(format!("layers/{cut_off}.json")), "").unwrap();
         fs::write(dir.path().join("layers/d.json.new"), "{").unwrap();
         drop(disk);
         let layers = Disk::open(dir.path()).unwrap().layers().unwrap().into_iter();
         let mut layers: Vec<_> =
             layers.map(|layer| (layer.name, layer.kept.map(|kept| kept.entries))).collect();
         layers.sort();
-        assert_eq!(layers, [("a".into(), Some(7)), ("on-its-way".into(), None)]);
-        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 2);
+        assert_eq!(layers, [(cut_off, None), ("a".into(), Some(7)), ("on-its-way".into(), None)]);
+        assert_eq!(fs::read_dir(dir.path().join("layers")).unwrap().count(), 3);
     }
 
     #[test]

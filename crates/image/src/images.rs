@@ -73,7 +73,7 @@ impl Images {
     /// Everybody's image of that name, pulled if need be and `pull` allows it. Dropping the future leaves the
     /// pull to the others who wait for it; the last one to leave ends it, after a grace.
     pub async fn acquire(&self, reference: &str, pull: Pull) -> Result<Lease, ImageError> {
-        self.acquire_with_progress(None, reference, pull, &mut |_| {}).await
+        self.obtain(None, reference, pull, Until::Usable, &mut |_| {}).await
     }
 
     /// The same for a principal: what the name means to it.
@@ -83,14 +83,26 @@ impl Images {
         reference: &str,
         pull: Pull,
     ) -> Result<Lease, ImageError> {
-        self.acquire_with_progress(Some(principal), reference, pull, &mut |_| {}).await
+        self.obtain(Some(principal), reference, pull, Until::Usable, &mut |_| {}).await
     }
 
+    /// The same, told step by step. It ends when the image is durable, and not as soon as it can be used.
     pub async fn acquire_with_progress(
         &self,
         principal: Option<&PrincipalName>,
         reference: &str,
         pull: Pull,
+        on: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Lease, ImageError> {
+        self.obtain(principal, reference, pull, Until::Durable, on).await
+    }
+
+    async fn obtain(
+        &self,
+        principal: Option<&PrincipalName>,
+        reference: &str,
+        pull: Pull,
+        until: Until,
         on: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Lease, ImageError> {
         if reference == HOST {
@@ -112,16 +124,16 @@ impl Images {
             if pull == Pull::Missing {
                 self.refresh(&asker, &image, &record);
             }
-            on(Progress::Ready { digest: record.digest.clone() });
-            return Ok(lease(&record, Arc::new(hold)));
+            let durable = self.inner.shelf.unkept(&record.key());
+            let pulled = Pulled { record: Arc::new(record), hold: Arc::new(hold), durable };
+            return until.is_reached(pulled, on).await;
         }
         if pull == Pull::Never {
             return Err(ImageError::NotPresent { reference: name });
         }
         self.inner.observer.cache_miss();
         let pulled = self.pull(&asker, &image, name, on).await?;
-        let (record, hold) = &*pulled;
-        Ok(lease(record, Arc::clone(hold) as Arc<dyn Guard>).fetched())
+        Ok(until.is_reached(pulled, on).await?.fetched())
     }
 
     /// Takes images from a file or a folder: that of the given name, or the only one there is, under
@@ -165,7 +177,7 @@ impl Images {
         while let Ok(event) = events.try_recv() {
             on(event);
         }
-        Ok(loaded.iter().map(|pulled| lease(&pulled.0, Arc::clone(&pulled.1) as Arc<dyn Guard>)).collect())
+        Ok(loaded.into_iter().map(lease).collect())
     }
 
     /// Writes images of the store into an archive that this and others can load: an OCI layout that also
@@ -259,7 +271,7 @@ impl Images {
             return Ok(None);
         };
         let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
-        let _hold = self.inner.puller.keep(&named).await?;
+        let _kept = self.inner.puller.keep(named);
         Ok(shelf.take(&key))
     }
 
@@ -317,7 +329,7 @@ impl Images {
         }
         let pulled = result.unwrap_or(Err(ImageError::Cancelled { reference: name }))?;
         if let Some(account) = &asker.account {
-            account.prove(pulled.0.key(), self.inner.puller.config.access_life);
+            account.prove(pulled.record.key(), self.inner.puller.config.access_life);
         }
         Ok(pulled)
     }
@@ -334,11 +346,33 @@ impl Images {
     }
 }
 
-fn lease(record: &ImageRecord, guard: Arc<dyn Guard>) -> Lease {
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Runs need no more.
+    Usable,
+    Durable,
+}
+
+impl Until {
+    async fn is_reached(
+        self,
+        pulled: Pulled,
+        on: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Lease, ImageError> {
+        if self == Self::Durable {
+            pulled.is_durable().await?;
+        }
+        on(Progress::Ready { digest: pulled.record.digest.clone() });
+        Ok(lease(pulled))
+    }
+}
+
+fn lease(Pulled { record, hold, .. }: Pulled) -> Lease {
     let rootfs = Rootfs::Layers(record.layers.clone());
     let lease =
         Lease::unguarded(&record.reference, Some(record.digest.clone()), rootfs, record.config.clone());
-    lease.owned_by(record.owner.clone()).guarded_by(guard)
+    lease.owned_by(record.owner.clone()).guarded_by(hold as Arc<dyn Guard>)
 }
 
 /// A pull that is counted however it ends.

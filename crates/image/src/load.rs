@@ -19,7 +19,7 @@ use crate::manifest::{self, Blob, Document};
 use crate::pull::{Found, Pull, Pulled, Puller, off_thread};
 use crate::reference::Reference;
 use crate::view::View;
-use crate::{ImageError, Platform};
+use crate::{ImageError, Platform, Progress};
 
 /// An image that is read from somewhere else than a registry.
 #[derive(Debug)]
@@ -76,7 +76,10 @@ impl Puller {
         for (image, loadable) in found {
             let view = View { owner: owner.clone(), registries: Arc::clone(&self.registries) };
             let pull = Pull { puller: Arc::clone(self), image, view, board: Arc::clone(&board) };
-            loaded.push(pull.load(loadable).await?);
+            let pulled = pull.load(loadable).await?;
+            pulled.is_durable().await?;
+            board.say(Progress::Ready { digest: pulled.record.digest.clone() });
+            loaded.push(pulled);
         }
         Ok(loaded)
     }

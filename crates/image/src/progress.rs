@@ -22,7 +22,9 @@ pub enum Progress {
         layer: usize,
         state: LayerState,
     },
+    /// Runs can have the image, which is being made durable.
     Committing,
+    /// It is durable.
     Ready {
         digest: String,
     },
@@ -90,16 +92,19 @@ pub enum Eviction {
     Limit,
     /// The disk had too little room left.
     Disk,
+    /// It was in use already, and could not be made durable.
+    NotKept,
 }
 
 impl Eviction {
-    pub const ALL: [Self; 3] = [Self::Request, Self::Limit, Self::Disk];
+    pub const ALL: [Self; 4] = [Self::Request, Self::Limit, Self::Disk, Self::NotKept];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
             Self::Limit => "limit",
             Self::Disk => "disk",
+            Self::NotKept => "not_kept",
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::layers::{Had, Layers, Source, Wanted};
 use crate::manifest::{self, BadConfig, Blob, Described};
 use crate::reference::Reference;
 use crate::registry::Registries;
-use crate::shelf::{Hold, Shelf, Taken};
+use crate::shelf::{Durable, Hold, Shelf, Taken};
 use crate::view::View;
 use crate::{Config, ImageError, Observer, Progress};
 
@@ -33,12 +33,26 @@ pub(crate) struct Puller {
     pub(crate) lanes: Lanes,
     pub(crate) waiting: Waiting,
     pub(crate) may_wait: Arc<Semaphore>,
-    /// Held while layers are kept: the disk is synced for one after the other.
+    /// Held while layers are given their names.
     pub(crate) committing: tokio::sync::Mutex<()>,
 }
 
-/// What all who waited for a pull get.
-pub(crate) type Pulled = Arc<(ImageRecord, Arc<Hold>)>;
+/// What all who waited for a pull get: an image that can be used.
+#[derive(Clone)]
+pub(crate) struct Pulled {
+    pub(crate) record: Arc<ImageRecord>,
+    pub(crate) hold: Arc<Hold>,
+    /// Ends when it is durable; nothing where it is.
+    pub(crate) durable: Option<Durable>,
+}
+
+impl Pulled {
+    pub(crate) async fn is_durable(&self) -> Result<(), ImageError> {
+        let Some(durable) = self.durable.clone() else { return Ok(()) };
+        // It may have failed under another's hands, whose image is nobody else's concern.
+        durable.await.map_err(|error| error.in_words(&self.record.reference))
+    }
+}
 
 /// What is known of an image before its layers are here, the lowest first.
 pub(crate) struct Found {
@@ -79,7 +93,7 @@ impl Puller {
         self.layers.stop();
     }
 
-    /// Until nothing is being kept.
+    /// Until no layer is being given its name.
     pub(crate) async fn settled(&self) {
         drop(self.committing.lock().await);
     }
@@ -119,17 +133,11 @@ impl Puller {
         }
     }
 
-    /// Puts an image on the shelf, and makes room where the shelf has become too full by it.
-    pub(crate) async fn keep(&self, record: &ImageRecord) -> Result<Hold, ImageError> {
-        let hold = self.shelf.hold_image(record);
-        let (shelf, record, observer) = (Arc::clone(&self.shelf), record.clone(), Arc::clone(&self.observer));
-        // Its layers must stay until it names them, also where nobody waits for that any more.
-        off_thread(move || {
-            shelf.put(record)?;
-            shelf.collect(0, |why| observer.image_removed(why));
-            Ok(hold)
-        })
-        .await
+    /// Puts an image on the shelf, where it is kept behind that; and then makes room where the shelf has become too
+    /// full by it.
+    pub(crate) fn keep(&self, record: ImageRecord) -> Pulled {
+        let (hold, durable) = self.shelf.stand(record.clone(), Arc::clone(&self.observer));
+        Pulled { record: Arc::new(record), hold: Arc::new(hold), durable: Some(durable) }
     }
 }
 
@@ -175,7 +183,8 @@ impl Pull {
             && resolved.as_ref() == Some(&record.digest)
         {
             shelf.confirm(&record.key());
-            return Ok(self.ready(record, hold));
+            let durable = shelf.unkept(&record.key());
+            return Ok(Pulled { record: Arc::new(record), hold: Arc::new(hold), durable });
         }
         let (top, manifest_digest, manifest) = self.manifest(resolved).await?;
         let (config_blob, blobs) = manifest::blobs(&manifest).map_err(|reason| self.bad(reason))?;
@@ -210,7 +219,6 @@ impl Pull {
         let _hold = shelf.hold(wanted.iter().map(|layer| layer.name.clone()).collect());
         self.make_room(&wanted).await?;
         let mut had = self.fetch_all(&wanted).await?;
-        self.board.say(Progress::Committing);
         let bytes = had.values().map(|had| had.layer.bytes).sum();
         let (names, _fixup) = self.stack(&wanted, &mut had).await?;
         self.commit(had.into_values().filter_map(|had| had.fresh).collect()).await?;
@@ -232,13 +240,9 @@ impl Pull {
             asked_at: None,
             saved_at: Some(now),
         };
-        let hold = self.puller.keep(&record).await?;
-        Ok(self.ready(record, hold))
-    }
-
-    fn ready(&self, record: ImageRecord, hold: Hold) -> Pulled {
-        self.board.say(Progress::Ready { digest: record.digest.clone() });
-        Arc::new((record, Arc::new(hold)))
+        let pulled = self.puller.keep(record);
+        self.board.say(Progress::Committing);
+        Ok(pulled)
     }
 
     pub(crate) fn described(&self, bytes: &[u8]) -> Result<Described, ImageError> {

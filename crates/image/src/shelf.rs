@@ -1,6 +1,7 @@
 //! Which images and layers are here and who needs them. A layer goes when no image names it and
 //! nobody holds it; everything that decides this happens under one lock.
 
+mod behind;
 mod hold;
 mod state;
 
@@ -13,6 +14,7 @@ use run::PrincipalName;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+pub(crate) use self::behind::{Durable, Unsettled};
 pub(crate) use self::hold::{Hold, Taken};
 pub(crate) use self::state::State;
 use self::state::{add_one, info};
@@ -33,8 +35,8 @@ pub(crate) struct Shelf {
     state: Mutex<State>,
     /// Held while an image's record is written or removed, so that no old one outlives a new one.
     writing: Mutex<()>,
-    /// Rung when a layer has been removed.
-    removed: Notify,
+    /// Rung when a layer has been removed, and when something is durable or can't be.
+    changed: Notify,
     /// Leases are dropped anywhere; layers are removed here.
     runtime: Handle,
 }
@@ -64,7 +66,7 @@ impl Shelf {
                 disk.remove_image(&image.key())?;
             }
         }
-        let (removed, runtime) = (Notify::new(), Handle::current());
+        let (changed, runtime) = (Notify::new(), Handle::current());
         let all: Vec<String> = state.layers.keys().cloned().collect();
         let shelf = Arc::new(Self {
             disk,
@@ -73,7 +75,7 @@ impl Shelf {
             pinned,
             state: Mutex::new(state),
             writing: Mutex::default(),
-            removed,
+            changed,
             runtime,
         });
         shelf.sweep(&mut shelf.lock(), &all);
@@ -102,11 +104,6 @@ impl Shelf {
         self.hold_locked(&mut self.lock(), layers, None)
     }
 
-    /// Holds an image that is to come, or is here.
-    pub(crate) fn hold_image(self: &Arc<Self>, image: &ImageRecord) -> Hold {
-        self.hold_locked(&mut self.lock(), image.layers.clone(), Some(image.key()))
-    }
-
     fn hold_locked(self: &Arc<Self>, state: &mut State, layers: Vec<String>, image: Option<String>) -> Hold {
         image.iter().for_each(|image| add_one(&mut state.leased, image));
         layers.iter().for_each(|layer| add_one(&mut state.held, layer));
@@ -117,14 +114,14 @@ impl Shelf {
     /// so that it stays.
     pub(crate) async fn layer(&self, name: &str) -> Option<KeptLayer> {
         loop {
-            let removed = self.removed.notified();
+            let changed = self.changed.notified();
             {
                 let state = self.lock();
                 if !state.leaving.contains(name) {
                     return state.layers.get(name).cloned().filter(|layer| !is_unusable(layer));
                 }
             }
-            removed.await;
+            changed.await;
         }
     }
 
@@ -135,20 +132,13 @@ impl Shelf {
 
     /// Whether a layer is here already.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.lock().layers.get(name).is_some_and(|layer| !is_unusable(layer))
+        self.lock().is_usable(name)
     }
 
     /// Says that trees may be there from now on, wanted or not.
     pub(crate) fn announce(&self, layers: &[(String, KeptLayer)]) -> Result<(), ImageError> {
         self.disk.announce(layers)?;
         self.lock().layers.extend(layers.iter().map(|(name, _)| (name.clone(), unusable())));
-        Ok(())
-    }
-
-    /// Says that the trees are there.
-    pub(crate) fn settle(&self, layers: Vec<(String, KeptLayer)>) -> Result<(), ImageError> {
-        self.disk.settle(&layers)?;
-        self.lock().layers.extend(layers);
         Ok(())
     }
 
@@ -161,23 +151,19 @@ impl Shelf {
         else {
             return Ok(());
         };
-        layer.shown_to.add(to);
-        self.disk.write_layer(&LayerRecord { name: name.into(), kept: Some(layer.clone()) })?;
-        self.lock().layers.insert(name.into(), layer);
+        layer.shown_to.add(to.clone());
+        // What is not durable is not written down before it is.
+        if !self.lock().unsettled.contains(name) {
+            self.write_layer(name, layer)?;
+        }
+        if let Some(layer) = self.lock().layers.get_mut(name) {
+            layer.shown_to.add(to);
+        }
         Ok(())
     }
 
-    /// Puts an image on the shelf, whose layers the caller holds.
-    pub(crate) fn put(self: &Arc<Self>, mut image: ImageRecord) -> Result<(), ImageError> {
-        let _writing = self.writing.lock().expect("no holder panics");
-        // Whoever pinned the name meant whatever it comes to mean.
-        image.pinned |= self.image(&image.key()).is_some_and(|before| before.pinned);
-        self.disk.write_image(&image)?;
-        let mut state = self.lock();
-        if let Some(before) = state.insert(image) {
-            self.sweep(&mut state, &before.layers);
-        }
-        Ok(())
+    fn write_layer(&self, name: &str, kept: KeptLayer) -> Result<(), ImageError> {
+        self.disk.write_layer(&LayerRecord { name: name.into(), kept: Some(kept) })
     }
 
     /// Marks an image as one that is never collected, or as any other.
@@ -187,7 +173,12 @@ impl Shelf {
             let mut state = self.lock();
             let Some(image) = state.images.get_mut(key) else { return Ok(false) };
             image.pinned = pinned;
-            image.clone()
+            let image = image.clone();
+            // It is written down once its layers are durable.
+            if state.unkept.contains_key(key) {
+                return Ok(true);
+            }
+            image
         };
         self.disk.write_image(&image).map(|()| true)
     }
@@ -251,6 +242,9 @@ impl Shelf {
     fn save(&self, key: &str) {
         let _writing = self.writing.lock().expect("no holder panics");
         let Some(image) = self.image(key) else { return };
+        if self.lock().unkept.contains_key(key) {
+            return;
+        }
         if let Err(error) = self.disk.write_image(&image) {
             tracing::warn!(key, error = ?error, "can't write when an image was last used");
         }
@@ -285,9 +279,11 @@ impl Shelf {
         forgotten.map(|()| true)
     }
 
-    /// Until no layer is on its way out.
+    /// Until no layer is on its way out, and everything is durable that is going to be.
     pub(crate) async fn settled(&self) {
-        self.wait_until(|state| state.leaving.is_empty()).await;
+        let is_settled =
+            |state: &State| state.unsettled.is_empty() && state.unkept.is_empty() && state.leaving.is_empty();
+        self.wait_until(is_settled).await;
     }
 
     /// Until everything that was sent away has given its room back.
@@ -297,11 +293,11 @@ impl Shelf {
 
     async fn wait_until(&self, is_so: impl Fn(&State) -> bool) {
         loop {
-            let removed = self.removed.notified();
+            let changed = self.changed.notified();
             if is_so(&self.lock()) {
                 return;
             }
-            removed.await;
+            changed.await;
         }
     }
 
@@ -347,6 +343,7 @@ impl Shelf {
                 continue;
             }
             if let Some(kept) = state.layers.remove(layer) {
+                state.suspect.remove(layer);
                 state.leaving.insert(layer.clone());
                 // What may be there or not brings nothing that could be counted on.
                 let (bytes, inodes) =
@@ -386,7 +383,7 @@ async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
         Err(error) => Err(crate::disk::broken("remove layer", error)),
     };
     shelf.lock().leaving.remove(&layer);
-    shelf.removed.notify_waiters();
+    shelf.changed.notify_waiters();
     let result = match result {
         Ok(deleting) => deleting.await.map_err(|error| crate::disk::broken("delete layer", error)),
         Err(error) => Err(error),
@@ -399,7 +396,7 @@ async fn send_away(shelf: Arc<Shelf>, layer: String, bytes: u64, inodes: u64) {
         state.deleting_bytes -= bytes;
         state.deleting_inodes -= inodes;
     }
-    shelf.removed.notify_waiters();
+    shelf.changed.notify_waiters();
 }
 
 /// Stands for a layer whose tree may be there or not.
@@ -457,7 +454,7 @@ pub(crate) mod tests {
     fn keep_layer(shelf: &Arc<Shelf>) {
         let layers = vec![("a".to_owned(), KeptLayer { entries: 1, ..KeptLayer::default() })];
         shelf.announce(&layers).unwrap();
-        shelf.settle(layers).unwrap();
+        shelf.place(layers).settle().unwrap();
     }
 
     fn record() -> ImageRecord {
@@ -482,12 +479,11 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_image_that_is_given_up_while_it_is_written_down_has_its_layers_or_is_not_there() {
-        let (_dir, puller) = puller();
+    async fn an_image_that_nobody_waits_for_while_it_is_written_down_has_its_layers() {
+        let (dir, puller) = puller();
         let shelf = Arc::clone(&puller.shelf);
         let pulling = shelf.hold(vec!["a".into()]);
         keep_layer(&shelf);
-        let record = record();
         // The disk takes its time.
         let (begun, (go_on, wait)) = (mpsc::sync_channel(1), mpsc::sync_channel(1));
         let slow = Arc::clone(&shelf);
@@ -497,14 +493,16 @@ pub(crate) mod tests {
             wait.recv().unwrap();
         });
         begun.1.recv().unwrap();
-        let kept = tokio::time::timeout(Duration::from_millis(100), puller.keep(&record)).await;
-        assert!(kept.is_err(), "it was given up");
-        drop(pulling);
+        let pulled = puller.keep(record());
+        assert!(shelf.image(&record().key()).is_some(), "runs can have it at once");
+        let durable = tokio::time::timeout(Duration::from_millis(100), pulled.is_durable()).await;
+        assert!(durable.is_err(), "nothing of it is written down");
+        drop((pulled, pulling));
         go_on.send(()).unwrap();
         writing.join().unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
         shelf.settled().await;
-        assert!(shelf.image(&record.key()).is_none() || shelf.has("a"), "an image without its layer");
+        assert!(shelf.image(&record().key()).is_some() && shelf.has("a"), "an image without its layer");
+        assert_eq!(std::fs::read_dir(dir.path().join("images")).unwrap().count(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -532,7 +530,7 @@ pub(crate) mod tests {
         let shelf = &puller.shelf;
         let asked = shelf.hold(vec!["a".into()]);
         keep_layer(shelf);
-        shelf.put(record()).unwrap();
+        puller.keep(record()).is_durable().await.unwrap();
         let file = || {
             let mut entries = std::fs::read_dir(dir.path().join("images")).unwrap();
             entries.next().unwrap().unwrap().metadata().unwrap().ino()
@@ -551,7 +549,7 @@ pub(crate) mod tests {
         let shelf = &puller.shelf;
         let pulling = shelf.hold(vec!["a".into()]);
         keep_layer(shelf);
-        shelf.put(record()).unwrap();
+        puller.keep(record()).is_durable().await.unwrap();
         drop(pulling);
         let images = dir.path().join("images");
         let file = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();

@@ -62,7 +62,7 @@ pub trait Packing: Send {
 pub struct Unpacked {
     /// What [`unpack::jailed`] returned.
     pub report: String,
-    /// Dropping it gives the layer up.
+    /// Dropping it gives the layer up, unless it has its name.
     pub commit: Box<dyn Commit>,
 }
 
@@ -72,16 +72,12 @@ impl std::fmt::Debug for Unpacked {
     }
 }
 
-/// What becomes of layers that are unpacked. Of those that are kept together, one is asked to sync, then
-/// all but that one are named, and it is committed last. The one that was begun first: what the disk could not write
-/// since then it is told.
+/// What becomes of layers that are unpacked. Those that are kept together are named, and one of them is asked to sync
+/// for all. The one that was begun first: what the disk could not write since then it is told.
 pub trait Commit: Send {
-    /// Makes all layers durable that have been unpacked by now, the others as well as this one.
+    /// Gives the layer its name, so that sandboxes can have it, in place of whatever has that name.
+    fn name(&mut self) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Makes all layers durable that have been unpacked and named by now, the others as well as this one.
     fn sync(&mut self) -> BoxFuture<'_, io::Result<()>>;
-
-    /// Gives the layer its name, once it is durable.
-    fn name(self: Box<Self>) -> BoxFuture<'static, io::Result<()>>;
-
-    /// The same, and makes all names durable that have been given by now.
-    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>>;
 }

@@ -94,7 +94,8 @@ enum Word {
     Failed(run::SetupFailure),
 }
 
-/// Unpacks, waits for the order to keep the layer, keeps it. Returns the exit code for the launcher.
+/// Unpacks, waits for the order to keep the layer, keeps it for as long as somebody asks for more. Returns the exit
+/// code for the launcher.
 pub(crate) fn unpack(
     ground: &Ground,
     control: &OwnedFd,
@@ -111,15 +112,11 @@ pub(crate) fn unpack(
         unpack_layer(ground, control, input, layer, &name, job, unpack)
             .and_then(|()| keep(ground, &layers, control, &name, layer))
     });
-    match kept {
-        Ok(()) => {
-            let _ = packet::send(control, &Event::Committed, &[]);
-        }
-        Err(failure) => {
-            // Half a layer is worth nothing; if even this fails the next start removes it.
-            let _ = store::abort(&name);
-            let _ = packet::send(control, &Event::Failed(failure.into()), &[]);
-        }
+    if let Err(failure) = kept {
+        // Half a layer is worth nothing; if even this fails the next start removes it. One that has its name is
+        // here no more.
+        let _ = store::abort(&name);
+        let _ = packet::send(control, &Event::Failed(failure.into()), &[]);
     }
     0
 }
@@ -187,7 +184,7 @@ fn in_jail(
 }
 
 /// Waits for whoever decides about the layer. Layers of one image wait for each other, and one of them
-/// is asked to sync for all.
+/// is asked to sync for all, once they have their names.
 fn keep(
     ground: &Ground,
     layers: &OwnedFd,
@@ -195,17 +192,16 @@ fn keep(
     name: &str,
     layer: &str,
 ) -> Result<(), Failure> {
-    loop {
-        match packet::receive::<Order>(control).at("wait for commit")? {
-            Some((Order::Sync, _)) => {
-                nix::unistd::syncfs(layers).at("sync layers")?;
-                packet::send(control, &Event::Synced, &[]).at("report layers")?;
-            }
-            Some((Order::Name, _)) => return store::name(&ground.layers, name, layer).at("name layer"),
-            Some((Order::Commit, _)) => return store::commit(&ground.layers, name, layer).at("commit layer"),
-            _ => return Err(Failure::new("wait for commit", "the layer was not wanted")),
-        }
+    let Some((Order::Name, _)) = packet::receive::<Order>(control).at("wait for a name")? else {
+        return Err(Failure::new("wait for a name", "the layer was not wanted"));
+    };
+    store::name(&ground.layers, name, layer).at("name layer")?;
+    packet::send(control, &Event::Named, &[]).at("report layer")?;
+    while let Some((Order::Sync, _)) = packet::receive::<Order>(control).at("wait for orders")? {
+        nix::unistd::syncfs(layers).at("sync layers")?;
+        packet::send(control, &Event::Synced, &[]).at("report layers")?;
     }
+    Ok(())
 }
 
 /// Maps every id to itself, so that files get the owners that the image says, and hands over the root.

@@ -8,7 +8,7 @@
 //! | request | descriptors, in order | then, on the control socket |
 //! |---|---|---|
 //! | `Prepare` | control | ← `Prepared` or `Failed`; → [`Order::Run`] once, early or late, with the spec (a memfd with a [`LaunchSpec`]), stdin, stdout, stderr, files…, a pipe for outputs if there are any; ← `Started` of a program that runs for a while, ← `Finished` or `Failed`, ← `Frozen` or `NotFrozen` if asked for, ← `TornDown`; → [`Order::Kill`] at any time |
-//! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Sync`] if this is the layer that is asked to sync for all; ← `Synced`; → [`Order::Name`] or [`Order::Commit`]; ← `Committed` or `Failed` |
+//! | `Unpack` | control, input (a pipe with the compressed bytes) | ← `Unpacked` or `Failed`; → [`Order::Name`]; ← `Named` or `Failed`; → [`Order::Sync`] if this is the layer that is asked to sync for all; ← `Synced` or `Failed` |
 //! | `Pack` | control, output (a pipe for the archive) | ← `Packed` or `Failed` |
 //! | `Remove`, `RemoveFormer` | control | ← `Removed` or `Failed`, once the name is free; ← `Deleted`, once its tree is gone |
 //! | `Adopt` | control | ← `Adopted` or `Failed` |
@@ -287,12 +287,10 @@ pub enum Order {
     Run,
     /// End the run; the reason is kept if it is the first.
     Kill(KilledFor),
-    /// Make durable whatever has been unpacked by now, of this layer and of all others.
-    Sync,
-    /// The layer is what it should be, and durable: give it its name.
+    /// The layer is what it should be: give it its name.
     Name,
-    /// The same, and make that name durable and every name that was given before.
-    Commit,
+    /// Make durable whatever has been unpacked and named by now, of this layer and of all others.
+    Sync,
 }
 
 /// Keeper → server, on the control socket.
@@ -326,7 +324,8 @@ pub enum Event {
     Packed {
         report: String,
     },
-    Committed,
+    /// From now on sandboxes can have the layer, and what it is called stays until it is removed.
+    Named,
     /// `there` is false where nothing of that name was left.
     Adopted {
         there: bool,

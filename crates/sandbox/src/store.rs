@@ -106,19 +106,17 @@ pub(crate) fn begin(store: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     dir::open_dir_beneath(&tmp, name, OFlag::empty())
 }
 
-/// Gives a tree its name, which must be durable by now. A layer that is there already is as good.
+/// Gives a tree its name. What has that name already is of an earlier life, whose record was lost, or could not be
+/// kept: nobody uses it, and nobody knows whether it is whole.
 pub(crate) fn name(store: &OwnedFd, name: &str, layer: &str) -> io::Result<()> {
     let tmp = dir::open_dir_beneath(store, TMP, OFlag::empty())?;
     match renameat2(&tmp, name, store, layer, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EEXIST) => abort(name),
+        Err(Errno::EEXIST) => {
+            renameat2(&tmp, name, store, layer, RenameFlags::RENAME_EXCHANGE)?;
+            abort(name)
+        }
         result => Ok(result?),
     }
-}
-
-/// The same, and makes every name durable that has been given.
-pub(crate) fn commit(store: &OwnedFd, tree: &str, layer: &str) -> io::Result<()> {
-    name(store, tree, layer)?;
-    Ok(nix::unistd::fsync(store)?)
 }
 
 /// Gives a frozen tree its name. It is not made durable: it may outlive the launcher, but not the machine's power.

@@ -215,7 +215,7 @@ impl<F: FnMut(Instant) -> io::Result<()>> Watch<'_, F> {
     fn obey(&mut self, control: BorrowedFd<'_>) -> bool {
         let reason = match packet::receive::<Order>(control) {
             Ok(Some((Order::Kill(reason), _))) => reason,
-            Ok(Some((Order::Run | Order::Sync | Order::Name | Order::Commit, _))) => return false,
+            Ok(Some((Order::Run | Order::Name | Order::Sync, _))) => return false,
             Ok(None) | Err(_) => KilledFor::ServerGone,
         };
         self.ending.killed_for = Some(reason);

@@ -12,7 +12,7 @@ pub(super) struct Tool {
 const SANDGLASS: &str = r#"
     export SANDGLASS_DATA_DIR="$PWD/data" SANDGLASS_DOCKER_CONFIG=
     mkfifo steps
-    # It says so when everything is unpacked, and syncs then.
+    # It says so when runs can begin, and syncs then.
     { grep --quiet --max-count 1 committing; echo "$EPOCHREALTIME"; cat > /dev/null; } < steps &
     pull() { "$3" pull --json --insecure-registry "$1" "$1/$2:1" > steps; }
     times=$(elapsed pull "$1" "$2" "$3")

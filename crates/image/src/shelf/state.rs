@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::ImageInfo;
+use jiff::Timestamp;
+
+use super::{Durable, is_unusable};
 use crate::disk::{ImageRecord, KeptLayer};
+use crate::{ImageError, ImageInfo};
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -15,6 +18,12 @@ pub(crate) struct State {
     pub(crate) held: HashMap<String, usize>,
     /// How many hold each image.
     pub(crate) leased: HashMap<String, usize>,
+    /// Layers that are in use before they are durable.
+    pub(super) unsettled: HashSet<String>,
+    /// Layers that could not be made durable, and why. They may be in use as well.
+    pub(super) suspect: HashMap<String, ImageError>,
+    /// Images that are in use before they are durable: when each was pulled, and what ends when it is.
+    pub(super) unkept: HashMap<String, (Timestamp, Durable)>,
     /// Layers on their way out: they must be gone before they may come back.
     pub(super) leaving: HashSet<String>,
     /// Bytes of files that nobody can find any more and that are being deleted.
@@ -24,6 +33,10 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(super) fn is_usable(&self, layer: &str) -> bool {
+        self.layers.get(layer).is_some_and(|layer| !is_unusable(layer))
+    }
+
     /// Puts an image under its name; what had the name before comes back.
     pub(super) fn insert(&mut self, image: ImageRecord) -> Option<ImageRecord> {
         image.layers.iter().for_each(|layer| add_one(&mut self.named, layer));

@@ -25,8 +25,10 @@ async fn four_images() -> Fake {
     fake
 }
 
+/// As one who waits until it is durable.
 async fn get(images: &Images, fake: &Fake, name: &str) -> image::Lease {
-    images.acquire(&format!("{}/{name}", fake.host), Pull::Missing).await.unwrap()
+    let name = format!("{}/{name}", fake.host);
+    images.acquire_with_progress(None, &name, Pull::Missing, &mut |_| {}).await.unwrap()
 }
 
 /// Names without their registry and tag.

@@ -1,25 +1,25 @@
 //! Images made by hand, a real registry, one that does as it is told, and a layer store in a folder.
 
+mod folder;
+
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::fs::{self};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use image::{
-    BoxFuture, Commit, Config, Deleting, Eviction, ImageError, Images, LayerStore, Observer, Packing,
-    PullResult, Unpacked, Unpacking,
-};
+use image::{Config, Eviction, ImageError, Images, Observer, PullResult};
 use serde_json::json;
 use sha2::Digest;
+
+pub(crate) use self::folder::Folder;
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
     let hex: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -322,162 +322,6 @@ pub(crate) fn status(code: u16) -> Response {
     StatusCode::from_u16(code).unwrap().into_response()
 }
 
-/// Layers as folders.
-#[derive(Clone, Default)]
-pub(crate) struct Folder {
-    path: PathBuf,
-    pub(crate) opaque: Arc<Mutex<Vec<String>>>,
-    /// How many layers were begun.
-    pub(crate) begun: Arc<AtomicU64>,
-    /// How many had been when the first of them was given something to write.
-    pub(crate) begun_dry: Arc<OnceLock<u64>>,
-    /// Who was asked to sync, by how many had been begun before.
-    pub(crate) synced: Arc<Mutex<Vec<u64>>>,
-    /// How far each layer's unpacker was to step back.
-    pub(crate) niceness: Arc<Mutex<BTreeMap<String, u8>>>,
-}
-
-impl LayerStore for Folder {
-    fn unpack<'a>(
-        &'a self,
-        layer: &'a str,
-        job: &'a unpack::Job,
-    ) -> BoxFuture<'a, io::Result<Box<dyn Unpacking>>> {
-        Box::pin(async move {
-            let number = self.begun.fetch_add(1, Ordering::SeqCst);
-            self.niceness.lock().unwrap().insert(layer.to_owned(), job.niceness);
-            let aside = self.path.join(format!("tmp-{number}"));
-            fs::create_dir(&aside)?;
-            let (mut reader, writer) = io::pipe()?;
-            let (done, report) = tokio::sync::oneshot::channel();
-            let (root, job, opaque) =
-                (File::open(&aside)?, serde_json::to_string(job)?, Arc::clone(&self.opaque));
-            std::thread::spawn(move || {
-                let mut mark = |dir: BorrowedFd<'_>| {
-                    let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
-                    opaque.lock().unwrap().push(path.display().to_string());
-                    Ok(())
-                };
-                let input = File::from(std::os::fd::OwnedFd::from(reader.try_clone().unwrap()));
-                let _ = done.send(unpack::jailed(input, root.into(), &job, &mut mark));
-                let _ = reader.read(&mut []);
-            });
-            let place = Place { aside, home: self.path.join(layer), kept: false };
-            let keep = Keep { place, number, synced: Arc::clone(&self.synced) };
-            Ok(Box::new(Writing { store: self.clone(), writer: Some(writer), report, keep })
-                as Box<dyn Unpacking>)
-        })
-    }
-
-    fn pack<'a>(
-        &'a self,
-        layer: &'a str,
-        job: &'a unpack::PackJob,
-    ) -> BoxFuture<'a, io::Result<Box<dyn Packing>>> {
-        Box::pin(async move {
-            let root = File::open(self.path.join(layer))?;
-            let mut archive = Vec::new();
-            let packed = unpack::pack(&mut archive, root.as_fd(), job, &mut |_| Ok(false));
-            let report = serde_json::to_string(&packed)?;
-            Ok(Box::new(PackedInMemory { archive: archive.into(), report }) as Box<dyn Packing>)
-        })
-    }
-
-    fn remove<'a>(&'a self, layer: &'a str) -> BoxFuture<'a, io::Result<Deleting>> {
-        Box::pin(async move {
-            match fs::remove_dir_all(self.path.join(layer)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(Box::pin(async { Ok(()) }) as Deleting),
-            }
-        })
-    }
-}
-
-struct PackedInMemory {
-    archive: Bytes,
-    report: String,
-}
-
-impl Packing for PackedInMemory {
-    fn read(&mut self) -> BoxFuture<'_, io::Result<Bytes>> {
-        Box::pin(std::future::ready(Ok(std::mem::take(&mut self.archive))))
-    }
-
-    fn finish(self: Box<Self>) -> BoxFuture<'static, io::Result<String>> {
-        Box::pin(std::future::ready(Ok(self.report)))
-    }
-}
-
-struct Place {
-    aside: PathBuf,
-    home: PathBuf,
-    kept: bool,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = fs::remove_dir_all(&self.aside);
-        }
-    }
-}
-
-struct Writing {
-    store: Folder,
-    writer: Option<io::PipeWriter>,
-    report: tokio::sync::oneshot::Receiver<String>,
-    keep: Keep,
-}
-
-impl Unpacking for Writing {
-    fn write(&mut self, bytes: Bytes) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            self.store.begun_dry.get_or_init(|| self.store.begun.load(Ordering::SeqCst));
-            let mut writer = self.writer.take().ok_or(io::ErrorKind::BrokenPipe)?;
-            let written =
-                tokio::task::spawn_blocking(move || writer.write_all(&bytes).map(|()| writer)).await.unwrap();
-            self.writer = Some(written?);
-            Ok(())
-        })
-    }
-
-    fn finish(mut self: Box<Self>) -> BoxFuture<'static, io::Result<Unpacked>> {
-        Box::pin(async move {
-            drop(self.writer.take());
-            let report = self.report.await.map_err(io::Error::other)?;
-            Ok(Unpacked { report, commit: Box::new(self.keep) })
-        })
-    }
-}
-
-struct Keep {
-    place: Place,
-    number: u64,
-    synced: Arc<Mutex<Vec<u64>>>,
-}
-
-impl Commit for Keep {
-    fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
-        self.synced.lock().unwrap().push(self.number);
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn commit(self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
-        self.name()
-    }
-
-    fn name(mut self: Box<Self>) -> BoxFuture<'static, io::Result<()>> {
-        Box::pin(async move {
-            // A layer that is there already is as good.
-            if self.place.home.exists() {
-                return Ok(());
-            }
-            self.place.kept = true;
-            fs::rename(&self.place.aside, &self.place.home)
-        })
-    }
-}
-
 /// Counts what it is told.
 #[derive(Default)]
 pub(crate) struct Counts {
@@ -527,7 +371,7 @@ impl Home {
     pub(crate) fn new(insecure: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("trees")).unwrap();
-        let store = Folder { path: folder.path().join("trees"), ..Folder::default() };
+        let store = Folder::at(folder.path().join("trees"));
         let mut config = Config::new(folder.path().join("records"));
         config.insecure_registries = insecure.iter().map(|host| (*host).to_owned()).collect();
         config.pull_timeout = Duration::from_secs(30);

@@ -125,6 +125,6 @@ fn receive_run(control: &OwnedFd, arrived: Instant) -> Result<Option<Told>, Fail
             Ok(Some(Told { spec, fds, outputs, arrived }))
         }
         Ok(Some((Order::Run, _))) => Err(Failure::new("read request", "a descriptor is missing")),
-        Ok(Some((Order::Kill(_) | Order::Sync | Order::Name | Order::Commit, _)) | None) | Err(_) => Ok(None),
+        Ok(Some((Order::Kill(_) | Order::Name | Order::Sync, _)) | None) | Err(_) => Ok(None),
     }
 }
