@@ -3,7 +3,7 @@
 //! caller waits in its own way.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -192,12 +192,12 @@ pub fn send(control: BorrowedFd<'_>, order: Order) -> io::Result<()> {
 
 /// A file in memory that nobody can change any more, with its offset at the beginning.
 pub fn memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-    seal_bytes(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING, bytes)
+    sealed(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING, |file| file.write_all(bytes))
 }
 
-fn seal_bytes(name: &str, flags: u32, bytes: &[u8]) -> io::Result<OwnedFd> {
+fn sealed(name: &str, flags: u32, fill: impl Fn(&mut File) -> io::Result<()>) -> io::Result<OwnedFd> {
     let mut file = File::from(sys::memfd(name, flags)?);
-    file.write_all(bytes)?;
+    fill(&mut file)?;
     io::Seek::rewind(&mut file)?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
@@ -221,14 +221,15 @@ fn add_seals(file: &File, seals: SealFlag) -> io::Result<()> {
 /// A copy of the program that nothing can overwrite, not even through `/proc/self/exe`.
 fn seal(path: &Path) -> io::Result<OwnedFd> {
     const MFD_EXEC: u32 = 0x10;
-    let mut bytes = Vec::new();
-    File::open(path)?.read_to_end(&mut bytes)?;
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    match seal_bytes("sandglass-launcher", flags | MFD_EXEC, &bytes) {
+    // From file to file the kernel copies by itself.
+    let copied = |flags| {
+        let program = File::open(path)?;
+        sealed("sandglass-launcher", flags, |file| io::copy(&mut &program, file).map(drop))
+    };
+    match copied(flags | MFD_EXEC) {
         // Before Linux 6.3 every such file is executable and the flag unknown.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            seal_bytes("sandglass-launcher", flags, &bytes)
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => copied(flags),
         result => result,
     }
 }
