@@ -27,7 +27,7 @@ impl Images for Nothing {
         _: Pull,
     ) -> BoxFuture<'a, Result<Lease, ImageError>> {
         Box::pin(async {
-            Ok(Lease::unguarded("canary", None, Rootfs::Layers(Vec::new()), ImageConfig::default()))
+            Ok(Lease::unguarded("canary", None, Rootfs::Layers([].into()), ImageConfig::default()))
         })
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn launch_spec(
     let config = &lease.config;
     Ok(LaunchSpec {
         rootfs: match &lease.rootfs {
-            Rootfs::Layers(layers) => protocol::Rootfs::Layers(layers.clone()),
+            Rootfs::Layers(layers) => protocol::Rootfs::Layers(layers.to_vec()),
             Rootfs::Host => protocol::Rootfs::Host,
         },
         argv: argv(&spec.command, config)?,

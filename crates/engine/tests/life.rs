@@ -41,7 +41,7 @@ impl Images for AnyImage {
             Ok(Lease::unguarded(
                 reference,
                 Some("sha256:ab".into()),
-                Rootfs::Layers(vec!["ab".into()]),
+                Rootfs::Layers(["ab".into()].into()),
                 config,
             ))
         })

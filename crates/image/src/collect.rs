@@ -113,8 +113,9 @@ impl State {
         });
         let named = self.named.iter().map(|(layer, count)| (layer.as_str(), *count)).collect();
         // A layer that somebody holds stays for now, so its going brings nothing.
+        let held = self.held.layers();
         let weight = |layer: &str| {
-            let held = self.held.contains_key(layer);
+            let held = held.contains(layer);
             self.layers.get(layer).filter(|_| !held).map_or((0, 0), |layer| (layer.weight(), layer.inodes()))
         };
         let victims = victims(candidates.collect(), named, weight, surplus);

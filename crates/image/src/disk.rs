@@ -35,7 +35,7 @@ pub(crate) struct ImageRecord {
     pub(crate) platform: String,
     pub(crate) config: ImageConfig,
     /// Names in the layer store that a rootfs is stacked from, the topmost first.
-    pub(crate) layers: Vec<String>,
+    pub(crate) layers: Arc<[String]>,
     pub(crate) compressed_bytes: u64,
     pub(crate) bytes: u64,
     pub(crate) pulled_at: Timestamp,

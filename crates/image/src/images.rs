@@ -369,7 +369,7 @@ impl Until {
 }
 
 fn lease(Pulled { record, hold, .. }: Pulled) -> Lease {
-    let rootfs = Rootfs::Layers(record.layers.clone());
+    let rootfs = Rootfs::Layers(Arc::clone(&record.layers));
     let lease =
         Lease::unguarded(&record.reference, Some(record.digest.clone()), rootfs, record.config.clone());
     lease.owned_by(record.owner.clone()).guarded_by(hold as Arc<dyn Guard>)

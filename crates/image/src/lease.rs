@@ -57,7 +57,7 @@ impl Lease {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rootfs {
     /// Names in the layer store, the topmost first. May be empty: an image without layers.
-    Layers(Vec<String>),
+    Layers(Arc<[String]>),
     /// The machine's own programs.
     Host,
 }

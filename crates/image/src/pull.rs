@@ -230,7 +230,7 @@ impl Pull {
             manifest_digest,
             platform: self.puller.config.platform.to_string(),
             config: described.config,
-            layers: names,
+            layers: names.into(),
             compressed_bytes,
             bytes,
             pulled_at: now,

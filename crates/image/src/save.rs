@@ -62,7 +62,7 @@ impl Puller {
         let mut packed: HashMap<String, Blob> = HashMap::new();
         for (_, Taken { record, .. }) in &images {
             let fail = |error: ImageError| error.in_words(&record.reference);
-            for layer in &record.layers {
+            for layer in record.layers.iter() {
                 if !packed.contains_key(layer) {
                     let (blob, spool) = self.pack(layer).await.map_err(fail)?;
                     archive = archive.add(&blob, spool).await.map_err(fail)?;

@@ -120,10 +120,10 @@ impl Shelf {
     ) -> (Hold, Durable) {
         let key = image.key();
         let mut state = self.lock();
-        let mut hold = || self.hold_locked(&mut state, image.layers.clone(), Some(key.clone()));
+        let mut hold = || self.hold_locked(&mut state, &image.layers, Some(key.clone()));
         let (hold, until_then) = (hold(), hold());
         let before = state.images.get(&key).cloned().map(|record| {
-            let hold = self.hold_locked(&mut state, record.layers.clone(), None);
+            let hold = self.hold_locked(&mut state, &record.layers, None);
             Taken { record, hold }
         });
         // Whoever pinned the name meant whatever it comes to mean.

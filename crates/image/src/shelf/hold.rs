@@ -17,7 +17,7 @@ pub(crate) struct Taken {
 /// Keeps layers from being removed, and an image from being collected.
 pub(crate) struct Hold {
     pub(super) shelf: Arc<Shelf>,
-    pub(super) layers: Vec<String>,
+    pub(super) layers: Arc<[String]>,
     pub(super) image: Option<String>,
 }
 
@@ -32,8 +32,12 @@ impl fmt::Debug for Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.shelf.lock();
-        self.layers.iter().for_each(|layer| take_one(&mut state.held, layer));
+        state.held.take(&self.layers);
         self.image.iter().for_each(|image| take_one(&mut state.leased, image));
-        self.shelf.sweep(&mut state, &self.layers);
+        let image = self.image.as_ref().and_then(|image| state.images.get(image));
+        // What the image still names stays: a run's end costs no look at each of its layers.
+        if image.is_none_or(|image| !Arc::ptr_eq(&image.layers, &self.layers)) {
+            self.shelf.sweep(&mut state, &self.layers);
+        }
     }
 }

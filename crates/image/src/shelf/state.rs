@@ -1,6 +1,7 @@
 //! The books: which images and layers there are, and how many need each of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -14,8 +15,8 @@ pub(crate) struct State {
     pub(crate) layers: HashMap<String, KeptLayer>,
     /// How many images name each layer.
     pub(crate) named: HashMap<String, usize>,
-    /// How many hold each layer.
-    pub(crate) held: HashMap<String, usize>,
+    /// Layers that somebody holds.
+    pub(crate) held: Held,
     /// How many hold each image.
     pub(crate) leased: HashMap<String, usize>,
     /// Layers that are in use before they are durable.
@@ -30,6 +31,35 @@ pub(crate) struct State {
     pub(crate) deleting_bytes: u64,
     /// How many files that are.
     pub(crate) deleting_inodes: u64,
+}
+
+/// Lists of layers, and how many hold each. All who use an image hold the same list, which costs each of them as much
+/// as if it had one layer.
+#[derive(Default)]
+pub(crate) struct Held(HashMap<usize, (Arc<[String]>, usize)>);
+
+impl Held {
+    fn place(layers: &Arc<[String]>) -> usize {
+        Arc::as_ptr(layers).addr()
+    }
+
+    pub(super) fn add(&mut self, layers: &Arc<[String]>) {
+        self.0.entry(Self::place(layers)).or_insert_with(|| (Arc::clone(layers), 0)).1 += 1;
+    }
+
+    pub(super) fn take(&mut self, layers: &Arc<[String]>) {
+        let place = Self::place(layers);
+        if let Some((_, count)) = self.0.get_mut(&place) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&place);
+            }
+        }
+    }
+
+    pub(crate) fn layers(&self) -> HashSet<&str> {
+        self.0.values().flat_map(|(layers, _)| layers.iter()).map(String::as_str).collect()
+    }
 }
 
 impl State {

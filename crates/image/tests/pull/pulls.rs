@@ -12,7 +12,7 @@ use crate::support::{
 
 fn layers(lease: &image::Lease) -> Vec<String> {
     match &lease.rootfs {
-        Rootfs::Layers(layers) => layers.clone(),
+        Rootfs::Layers(layers) => layers.to_vec(),
         Rootfs::Host => panic!("not the host"),
     }
 }
