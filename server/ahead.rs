@@ -17,7 +17,8 @@ pub async fn pull(images: Images, mut wanted: Vec<String>) {
     while !wanted.is_empty() {
         let mut missing = Vec::new();
         for reference in wanted {
-            match images.acquire(&reference, Pull::Always).await {
+            // It is to stay, so it is not enough that it can be used.
+            match images.acquire_with_progress(None, &reference, Pull::Always, &mut |_| {}).await {
                 Ok(lease) => {
                     tracing::info!(image = lease.reference, digest = lease.digest, "pulled an image ahead");
                 }
