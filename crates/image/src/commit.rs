@@ -116,6 +116,8 @@ impl Pull {
         puller.waiting.insert(&fresh);
         if is_one_too_many {
             self.commit(vec![Arc::clone(&fresh)]).await?;
+            // Its process waits until then, and there are enough of those.
+            puller.shelf.layer_settled(name).await;
         }
         Ok(fresh)
     }
@@ -168,8 +170,13 @@ impl Pull {
     async fn name_in_turn(&self, fresh: &[Arc<Fresh>]) -> Result<Option<Named>, ImageError> {
         let _turn = self.puller.committing.lock().await;
         let shelf = &self.puller.shelf;
-        let failed = |layer: &Arc<Fresh>| layer.failure().or_else(|| shelf.suspicion(&layer.name));
-        if let Some(error) = fresh.iter().find_map(failed) {
+        if let Some((layer, error)) =
+            fresh.iter().find_map(|layer| Some((layer, shelf.suspicion(&layer.name)?)))
+        {
+            *self.held_up.lock().expect("no holder panics") = Some(layer.name.clone());
+            return Err(error);
+        }
+        if let Some(error) = fresh.iter().find_map(|layer| layer.failure()) {
             return Err(error);
         }
         let (mut layers, mut commits, mut twice) = (Vec::new(), Vec::new(), Vec::new());
@@ -256,6 +263,7 @@ mod tests {
     use std::future::ready;
 
     use super::*;
+    use crate::pull::Puller;
     use crate::reference::Reference;
     use crate::store::BoxFuture;
     use crate::view::View;
@@ -272,16 +280,50 @@ mod tests {
         }
     }
 
+    /// One on a disk that takes its time.
+    struct Slow(tokio::sync::watch::Receiver<bool>);
+
+    impl Commit for Slow {
+        fn name(&mut self) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(ready(Ok(())))
+        }
+
+        fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
+            Box::pin(async {
+                let _ = self.0.wait_for(|is_done| *is_done).await;
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_layer_that_is_one_too_many_has_no_process_that_waits_behind_its_pull() {
+        let (_dir, puller) = crate::shelf::tests::puller();
+        let pull = pull(&puller);
+        let _others = Arc::clone(&puller.may_wait).acquire_many_owned(MOST_WAITING as u32).await.unwrap();
+        let (disk, synced) = tokio::sync::watch::channel(false);
+        let kept = KeptLayer { entries: 1, ..KeptLayer::default() };
+        let mut aside = Box::pin(pull.set_aside("a", kept, Box::new(Slow(synced)), Instant::now()));
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(200), &mut aside).await;
+        assert!(waited.is_err(), "as many more come as there are images");
+        disk.send_replace(true);
+        aside.await.unwrap();
+    }
+
+    fn pull(puller: &Arc<Puller>) -> Pull {
+        Pull {
+            puller: Arc::clone(puller),
+            image: Reference::parse("h.io/x").unwrap(),
+            view: View { owner: None, registries: Arc::clone(&puller.registries) },
+            board: Arc::default(),
+            held_up: Arc::default(),
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_layer_that_was_given_up_because_another_could_not_be_shown_counts_as_kept_for_nobody() {
         let (dir, puller) = crate::shelf::tests::puller();
-        let registries = Arc::clone(&puller.registries);
-        let pull = Pull {
-            puller: Arc::clone(&puller),
-            image: Reference::parse("h.io/x").unwrap(),
-            view: View { owner: None, registries },
-            board: Arc::default(),
-        };
+        let pull = pull(&puller);
         let unpacked = async |name: &str| {
             let kept = KeptLayer { entries: 1, ..KeptLayer::default() };
             pull.set_aside(name, kept, Box::new(Tree), Instant::now()).await.unwrap()

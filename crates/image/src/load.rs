@@ -75,7 +75,13 @@ impl Puller {
         let mut loaded = Vec::new();
         for (image, loadable) in found {
             let view = View { owner: owner.clone(), registries: Arc::clone(&self.registries) };
-            let pull = Pull { puller: Arc::clone(self), image, view, board: Arc::clone(&board) };
+            let pull = Pull {
+                puller: Arc::clone(self),
+                image,
+                view,
+                board: Arc::clone(&board),
+                held_up: Arc::default(),
+            };
             let pulled = pull.load(loadable).await?;
             pulled.is_durable().await?;
             board.say(Progress::Ready { digest: pulled.record.digest.clone() });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
@@ -71,6 +71,8 @@ pub(crate) struct Pull {
     pub(crate) image: Reference,
     pub(crate) view: View,
     pub(crate) board: Arc<Board>,
+    /// A layer of it that could not be kept once and was still in use.
+    pub(crate) held_up: Arc<Mutex<Option<String>>>,
 }
 
 impl Puller {
@@ -105,7 +107,7 @@ impl Puller {
         board: Arc<Board>,
     ) -> Result<Pulled, ImageError> {
         let limit = self.config.pull_timeout;
-        let pull = Pull { puller: self, image, view, board };
+        let pull = Pull { puller: self, image, view, board, held_up: Arc::default() };
         match tokio::time::timeout(limit, pull.run_with_room()).await {
             Ok(result) => result,
             Err(_) => Err(ImageError::Timeout { reference: pull.image.to_string(), limit }),
@@ -119,7 +121,8 @@ impl Puller {
         view: View,
         digest: &str,
     ) -> Result<bool, ImageError> {
-        let pull = Pull { puller: Arc::clone(self), image, view, board: Arc::default() };
+        let (puller, board) = (Arc::clone(self), Arc::default());
+        let pull = Pull { puller, image, view, board, held_up: Arc::default() };
         let asked = pull.head(digest).await.map(drop);
         let asked = match asked {
             // Not every registry knows HEAD.
@@ -145,6 +148,8 @@ impl Pull {
     /// Where the disk is full all the same, everything that nobody needs goes, and there is one more try.
     async fn run_with_room(&self) -> Result<Pulled, ImageError> {
         match self.run().await.map_err(|error| error.in_words(&self.name())) {
+            // There was no room once, and more room is of no use now.
+            Err(error) if self.is_held_up() => Err(error),
             Err(error @ (ImageError::NoSpace { .. } | ImageError::NoInodes { .. })) => {
                 let (shelf, observer) = (Arc::clone(&self.puller.shelf), Arc::clone(&self.puller.observer));
                 let gone = off_thread(move || Ok(shelf.collect_all(|why| observer.image_removed(why))));
@@ -156,6 +161,12 @@ impl Pull {
             }
             result => result,
         }
+    }
+
+    /// Whether others still use a layer that could not be kept.
+    fn is_held_up(&self) -> bool {
+        let layer = self.held_up.lock().expect("no holder panics").take();
+        layer.is_some_and(|layer| self.puller.shelf.suspicion(&layer).is_some())
     }
 
     /// Collects what has to go before the missing layers come, as far as their sizes can be foretold.

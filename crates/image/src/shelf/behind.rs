@@ -106,6 +106,11 @@ impl Shelf {
         Unsettled { shelf: Arc::clone(self), layers, failure: None }
     }
 
+    /// Until it is known whether a layer that is there is durable.
+    pub(crate) async fn layer_settled(&self, layer: &str) {
+        self.wait_until(|state| !state.unsettled.contains(layer)).await;
+    }
+
     /// What is wrong with a layer of that name whose tree may still be in use.
     pub(crate) fn suspicion(&self, layer: &str) -> Option<ImageError> {
         self.lock().suspect.get(layer).cloned()

@@ -193,3 +193,24 @@ async fn an_image_is_removed_replaced_and_pinned_before_it_is_durable() {
     next.close().await;
     home.trees_become(&[&new]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_could_not_be_kept_and_is_in_use_costs_no_other_image() {
+    as_root!();
+    let slow = Slow::new().await;
+    slow.fake.serve("y", made(&[layer(&[("y", "y")])]));
+    slow.home.store.disk.does(Ok(()));
+    let other = format!("{}/y", slow.fake.host);
+    drop(slow.images.acquire_with_progress(None, &other, Pull::Missing, &mut |_| {}).await.unwrap());
+    slow.home.store.disk.waits();
+    let lease = slow.run().await;
+    slow.home.store.disk.does(Err(ErrorKind::StorageFull));
+    while slow.images.list().len() > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    slow.home.store.disk.does(Ok(()));
+    let again = slow.images.acquire(&slow.name, Pull::Missing).await;
+    assert!(matches!(again, Err(ImageError::NoSpace { .. })), "{again:?}");
+    assert!(slow.images.get(&other).is_ok(), "no room was missing");
+    drop(lease);
+}
