@@ -119,12 +119,11 @@ impl Images {
         }
         // A digest never comes to mean anything else, so there is nothing to ask.
         let may_use = pull != Pull::Always || image.digest.is_some();
-        if may_use && let Some(Taken { record, hold }) = self.take(&asker, &image, &name).await? {
+        if may_use && let Some(Taken { record, hold, durable }) = self.take(&asker, &image, &name).await? {
             self.inner.observer.cache_hit();
             if pull == Pull::Missing {
                 self.refresh(&asker, &image, &record);
             }
-            let durable = self.inner.shelf.unkept(&record.key());
             let pulled = Pulled { record: Arc::new(record), hold: Arc::new(hold), durable };
             return until.is_reached(pulled, on).await;
         }
@@ -266,7 +265,7 @@ impl Images {
         }
         let Some(digest) = &image.digest else { return Ok(None) };
         let repository = format!("{}/{}", image.registry, image.repository);
-        let Some(Taken { record: known, hold: _stays }) = shelf.take_digest(&repository, digest, owner)
+        let Some(Taken { record: known, hold: _stays, .. }) = shelf.take_digest(&repository, digest, owner)
         else {
             return Ok(None);
         };

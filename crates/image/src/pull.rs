@@ -189,12 +189,11 @@ impl Pull {
         };
         // Held before it is looked at again, so that it can't go meanwhile.
         if known.is_some_and(|known| resolved.as_ref() == Some(&known.digest))
-            && let Some(Taken { record, hold }) = shelf.take(&self.key())
+            && let Some(Taken { record, hold, durable }) = shelf.take(&self.key())
             // Another may have come under that name while the registry was asked, from a file.
             && resolved.as_ref() == Some(&record.digest)
         {
             shelf.confirm(&record.key());
-            let durable = shelf.unkept(&record.key());
             return Ok(Pulled { record: Arc::new(record), hold: Arc::new(hold), durable });
         }
         let (top, manifest_digest, manifest) = self.manifest(resolved).await?;

@@ -91,12 +91,13 @@ impl Shelf {
         let is_stale = image.is_due_to_be_saved(now);
         let record = image.clone();
         let hold = self.hold_locked(&mut state, &record.layers, Some(key.to_owned()));
+        let durable = state.durable(&record);
         drop(state);
         if is_stale {
             let (shelf, key) = (Arc::clone(self), key.to_owned());
             self.runtime.spawn_blocking(move || shelf.save(&key));
         }
-        Some(Taken { record, hold })
+        Some(Taken { record, hold, durable })
     }
 
     /// Holds layers, whether they are here yet or not.
@@ -232,8 +233,9 @@ impl Shelf {
         let mut state = self.lock();
         let record = state.images.values().find(is_of)?.clone();
         let hold = self.hold_locked(&mut state, &record.layers, Some(record.key()));
+        let durable = state.durable(&record);
         drop(state);
-        Some(Taken { record, hold })
+        Some(Taken { record, hold, durable })
     }
 
     /// Writes down when each image was last used, which is otherwise done now and then.

@@ -1,15 +1,15 @@
 //! What can be used before it is durable: layers that have their names, and images that are made of them. Both are
 //! made durable behind that, and go again where that fails. docs/decisions/0018 says what is durable when.
 
-use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::Shared;
 use futures_util::{FutureExt, TryFutureExt};
+use jiff::Timestamp;
 
 use super::state::State;
-use super::{Hold, Shelf, Taken, unusable};
+use super::{Hold, Shelf, unusable};
 use crate::disk::{ImageRecord, KeptLayer, broken};
 use crate::pull::off_thread;
 use crate::store::BoxFuture;
@@ -17,6 +17,28 @@ use crate::{Eviction, ImageError, Observer};
 
 /// Ends when something is durable, or can't be.
 pub(crate) type Durable = Shared<BoxFuture<'static, Result<(), ImageError>>>;
+
+/// An image that is in use before it is durable.
+pub(super) struct Unkept {
+    pulled_at: Timestamp,
+    durable: Durable,
+    /// Kept by whoever makes it durable, since a hold is never dropped under the lock.
+    before: Weak<Before>,
+}
+
+/// What an image has replaced, with what that had replaced if it was not durable either.
+struct Before {
+    record: ImageRecord,
+    _hold: Hold,
+    earlier: Option<Arc<Self>>,
+}
+
+impl Before {
+    /// The last first.
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |before| before.earlier.as_deref())
+    }
+}
 
 /// Layers that sandboxes can have and that have yet to be made durable. Whoever drops it has not done so.
 pub(crate) struct Unsettled {
@@ -81,9 +103,33 @@ impl State {
 
     fn is_no_longer_unkept(&mut self, image: &ImageRecord) {
         let key = image.key();
-        if self.unkept.get(&key).is_some_and(|(pulled_at, _)| *pulled_at == image.pulled_at) {
+        if self.unkept_of(image).is_some() {
             self.unkept.remove(&key);
         }
+    }
+
+    /// What is known of this very image, if it is not durable yet.
+    fn unkept_of(&self, image: &ImageRecord) -> Option<&Unkept> {
+        self.unkept.get(&image.key()).filter(|unkept| unkept.pulled_at == image.pulled_at)
+    }
+
+    /// Ends when an image that is there is durable; nothing where it is.
+    pub(super) fn durable(&self, image: &ImageRecord) -> Option<Durable> {
+        self.unkept_of(image).map(|unkept| unkept.durable.clone())
+    }
+
+    /// Whether no other has its name that may go again, or it can't be kept anyhow.
+    fn may_be_written_down(&self, image: &ImageRecord) -> bool {
+        let other = self.unkept.get(&image.key()).filter(|unkept| unkept.pulled_at != image.pulled_at);
+        other.is_none() || self.suspicion(&image.layers).is_some()
+    }
+
+    fn are_settled(&self, layers: &[String]) -> bool {
+        !layers.iter().any(|layer| self.unsettled.contains(layer))
+    }
+
+    fn are_known(&self, before: &Before) -> bool {
+        before.chain().all(|before| self.are_settled(&before.record.layers))
     }
 
     /// Why one of the layers is not to be counted on.
@@ -128,9 +174,11 @@ impl Shelf {
         let mut hold = || self.hold_locked(&mut state, &image.layers, Some(key.clone()));
         let (hold, until_then) = (hold(), hold());
         let before = state.images.get(&key).cloned().map(|record| {
+            let earlier = state.unkept_of(&record).and_then(|unkept| unkept.before.upgrade());
             let hold = self.hold_locked(&mut state, &record.layers, None);
-            Taken { record, hold }
+            Arc::new(Before { record, _hold: hold, earlier })
         });
+        let known = before.as_ref().map(Arc::downgrade).unwrap_or_default();
         // Whoever pinned the name meant whatever it comes to mean.
         image.pinned |= before.as_ref().is_some_and(|before| before.record.pinned);
         state.insert(image.clone());
@@ -138,55 +186,66 @@ impl Shelf {
         let keeping = self.runtime.spawn(Arc::clone(self).keep(image, before, until_then, observer));
         let failed = |error| Err(broken("keep an image", io::Error::other(error)));
         let durable = keeping.unwrap_or_else(failed).boxed().shared();
-        state.unkept.insert(key, (pulled_at, durable.clone()));
+        state.unkept.insert(key, Unkept { pulled_at, durable: durable.clone(), before: known });
         (hold, durable)
-    }
-
-    /// Ends when an image that is there is durable; nothing where it is.
-    pub(crate) fn unkept(&self, key: &str) -> Option<Durable> {
-        self.lock().unkept.get(key).map(|(_, durable)| durable.clone())
     }
 
     async fn keep(
         self: Arc<Self>,
         image: ImageRecord,
-        before: Option<Taken>,
+        before: Option<Arc<Before>>,
         until_then: Hold,
         observer: Arc<dyn Observer>,
     ) -> Result<(), ImageError> {
-        let layers: HashSet<&String> = image.layers.iter().collect();
-        self.wait_until(|state| !layers.iter().any(|layer| state.unsettled.contains(*layer))).await;
+        self.wait_until(|state| state.are_settled(&image.layers)).await;
+        // What has its name now may go again, and then this one comes back: until that is known, neither this one nor
+        // what it has replaced is to be given up.
+        let kept = loop {
+            self.wait_until(|state| state.may_be_written_down(&image)).await;
+            let (shelf, written) = (Arc::clone(&self), image.clone());
+            match off_thread(move || shelf.write_down(&written)).await {
+                Ok(false) => {}
+                kept => break kept.map(drop),
+            }
+        };
+        if kept.is_err() {
+            // Nothing comes back before it is known whether it is durable.
+            self.wait_until(|state| before.iter().all(|before| state.are_known(before))).await;
+        }
         let shelf = Arc::clone(&self);
-        let kept = off_thread(move || {
-            let kept = shelf.write_down(&image);
-            // From now on it goes like any other.
-            drop(until_then);
+        let done = off_thread(move || {
             if let Err(error) = &kept {
                 tracing::error!(
                     image = image.reference,
                     ?error,
                     "an image goes again: it could not be made durable"
                 );
-                if shelf.fall(&image, before.as_ref()) {
+                if shelf.fall(&image, before.as_deref()) {
                     observer.image_removed(Eviction::NotKept);
                 }
-            } else {
+            }
+            // From now on it goes like any other.
+            drop((until_then, before));
+            if kept.is_ok() {
                 shelf.collect(0, |why| observer.image_removed(why));
             }
             kept
         })
         .await;
         self.changed.notify_waiters();
-        kept
+        done
     }
 
-    /// Writes the image's record, unless another has its name or nobody wants it any more.
-    fn write_down(&self, image: &ImageRecord) -> Result<(), ImageError> {
+    /// Writes the image's record, unless another has its name or nobody wants it any more. Says whether that is known.
+    fn write_down(&self, image: &ImageRecord) -> Result<bool, ImageError> {
         let _writing = self.writing.lock().expect("no holder panics");
         let now = {
             let state = self.lock();
             if let Some(error) = state.suspicion(&image.layers) {
                 return Err(error);
+            }
+            if !state.may_be_written_down(image) {
+                return Ok(false);
             }
             // It may have been pinned meanwhile.
             if state.has(image) { state.images.get(&image.key()).cloned() } else { None }
@@ -195,26 +254,29 @@ impl Shelf {
             self.disk.write_image(&now)?;
         }
         self.lock().is_no_longer_unkept(image);
-        Ok(())
+        Ok(true)
     }
 
     /// Takes an image away again, and puts back what it has replaced. Says whether it was there.
-    fn fall(self: &Arc<Self>, image: &ImageRecord, before: Option<&Taken>) -> bool {
+    fn fall(self: &Arc<Self>, image: &ImageRecord, before: Option<&Before>) -> bool {
         let _writing = self.writing.lock().expect("no holder panics");
         let mut state = self.lock();
         state.is_no_longer_unkept(image);
         if !state.has(image) {
             return false;
         }
-        state.remove(&image.key());
-        let before = before.map(|before| &before.record);
-        let before = before.filter(|before| state.suspicion(&before.layers).is_none());
-        before.cloned().map(|before| state.insert(before));
+        let gone = state.remove(&image.key());
+        let is_good = |before: &&Before| state.suspicion(&before.record.layers).is_none();
+        let before = before.and_then(|before| before.chain().find(is_good));
+        // Whoever has pinned the name since, or not any more, meant whatever it comes to mean.
+        let pinned = gone.is_some_and(|gone| gone.pinned);
+        let before = before.map(|before| ImageRecord { pinned, ..before.record.clone() });
+        before.iter().for_each(|before| drop(state.insert(before.clone())));
         self.sweep(&mut state, &image.layers);
         drop(state);
         // The disk may still have what was replaced, or this one, if it was pinned.
         let noted = match before {
-            Some(before) => self.disk.write_image(before),
+            Some(before) => self.disk.write_image(&before),
             None => self.disk.remove_image(&image.key()),
         };
         if let Err(error) = noted {

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Shelf;
 use super::state::take_one;
+use super::{Durable, Shelf};
 use crate::disk::ImageRecord;
 use crate::lease::Guard;
 
@@ -12,6 +12,8 @@ use crate::lease::Guard;
 pub(crate) struct Taken {
     pub(crate) record: ImageRecord,
     pub(crate) hold: Hold,
+    /// Ends when it is durable; nothing where it was when it was taken.
+    pub(crate) durable: Option<Durable>,
 }
 
 /// Keeps layers from being removed, and an image from being collected.

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
-
-use super::{Durable, is_unusable};
+use super::behind::Unkept;
+use super::is_unusable;
 use crate::disk::{ImageRecord, KeptLayer};
 use crate::{ImageError, ImageInfo};
 
@@ -23,8 +22,8 @@ pub(crate) struct State {
     pub(super) unsettled: HashSet<String>,
     /// Layers that could not be made durable, and why. They may be in use as well.
     pub(super) suspect: HashMap<String, ImageError>,
-    /// Images that are in use before they are durable: when each was pulled, and what ends when it is.
-    pub(super) unkept: HashMap<String, (Timestamp, Durable)>,
+    /// Images that are in use before they are durable.
+    pub(super) unkept: HashMap<String, Unkept>,
     /// Layers on their way out: they must be gone before they may come back.
     pub(super) leaving: HashSet<String>,
     /// Bytes of files that nobody can find any more and that are being deleted.

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use image::{Archive, Eviction, ImageError, Images, Lease, Progress, Rootfs};
-use run::Pull;
+use image::{Archive, Credential, Eviction, ImageError, Images, Lease, Logins, Progress, Rootfs};
+use run::{PrincipalName, Pull};
 
 use crate::support::{Fake, Home, as_root, layer, made};
 
@@ -194,6 +196,118 @@ async fn an_image_is_removed_replaced_and_pinned_before_it_is_durable() {
     home.trees_become(&[&new]).await;
 }
 
+impl Slow {
+    /// Has the name mean another image, and uses it before it is durable.
+    async fn run_another(&self, content: &str) -> Lease {
+        let asked = self.home.store.disk.asked();
+        self.fake.serve("x", made(&[layer(&[("x", content)])]));
+        let lease = self.run().await;
+        assert_eq!(self.content(&lease).as_deref(), Some(content));
+        while self.home.store.disk.asked() == asked {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lease
+    }
+
+    fn content(&self, lease: &Lease) -> Option<String> {
+        content(&self.home, lease, "x")
+    }
+
+    /// What the name means.
+    async fn is(&self) -> Option<String> {
+        let lease = self.images.acquire(&self.name, Pull::Never).await.ok()?;
+        self.content(&lease)
+    }
+
+    async fn becomes(&self, expected: &str) {
+        let becomes = async {
+            while self.is().await.as_deref() != Some(expected) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let became = tokio::time::timeout(A_WHILE * 10, becomes).await;
+        assert!(became.is_ok(), "{:?}", self.images.list());
+    }
+
+    /// What the name means to the next server.
+    async fn meant_afterwards(self) -> Option<String> {
+        self.settled().await;
+        let Self { home, images, name, .. } = self;
+        drop(images);
+        let next = home.open().await;
+        let lease = next.acquire(&name, Pull::Never).await.ok()?;
+        content(&home, &lease, "x")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_durable_comes_back_however_many_have_replaced_it_meanwhile() {
+    as_root!();
+    let slow = Slow::new().await;
+    slow.home.store.disk.does(Ok(()));
+    drop(slow.run().await);
+    drop(slow.keep().await);
+    for order in [[1, 2], [2, 1]] {
+        let before = slow.home.store.disk.asked();
+        slow.home.store.disk.waits();
+        drop((slow.run_another("first").await, slow.run_another("second").await));
+        for which in order {
+            slow.home.store.disk.does_for(before + which - 1, Err(ErrorKind::Other));
+            tokio::time::sleep(A_WHILE / 5).await;
+        }
+        slow.becomes("old").await;
+    }
+    assert_eq!(slow.meant_afterwards().await.as_deref(), Some("old"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_before_it_is_durable_is_not_said_to_be() {
+    as_root!();
+    let slow = Slow::new().await;
+    drop(slow.run_another("first").await);
+    drop(slow.run_another("second").await);
+    slow.home.store.disk.does_for(1, Err(ErrorKind::Other));
+    tokio::time::sleep(A_WHILE / 5).await;
+    let mut kept = tokio::spawn(slow.keep());
+    assert!(tokio::time::timeout(A_WHILE, &mut kept).await.is_err(), "nothing is durable");
+    assert!(slow.names("images").is_empty(), "it is written down before its layers are durable");
+    slow.home.store.disk.does_for(0, Ok(()));
+    let _ = kept.await.unwrap();
+    slow.becomes("first").await;
+    assert_eq!(slow.meant_afterwards().await.as_deref(), Some("first"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_told_that_an_image_is_kept_finds_one_of_that_name_after_a_crash() {
+    as_root!();
+    let slow = Slow::new().await;
+    drop(slow.run_another("first").await);
+    let mut kept = tokio::spawn(slow.keep());
+    tokio::time::sleep(A_WHILE / 5).await;
+    drop(slow.run_another("second").await);
+    slow.home.store.disk.does_for(0, Ok(()));
+    let told = tokio::time::timeout(A_WHILE, &mut kept).await;
+    assert!(told.is_err() || !slow.names("images").is_empty(), "nothing of that name is on the disk");
+    slow.home.store.disk.does(Ok(()));
+    assert!(told.is_ok() || kept.await.unwrap().0.is_ok());
+    assert_eq!(slow.meant_afterwards().await.as_deref(), Some("second"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_pins_what_can_not_be_kept_has_pinned_what_comes_back() {
+    as_root!();
+    let slow = Slow::new().await;
+    slow.home.store.disk.does(Ok(()));
+    drop(slow.run().await);
+    drop(slow.keep().await);
+    slow.home.store.disk.waits();
+    drop(slow.run_another("new").await);
+    slow.images.pin(&slow.name, true).await.unwrap();
+    slow.home.store.disk.does(Err(ErrorKind::Other));
+    slow.becomes("old").await;
+    assert!(slow.images.get(&slow.name).unwrap().pinned, "it was said to be");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_could_not_be_kept_and_is_in_use_costs_no_other_image() {
     as_root!();
@@ -212,5 +326,45 @@ async fn a_layer_that_could_not_be_kept_and_is_in_use_costs_no_other_image() {
     let again = slow.images.acquire(&slow.name, Pull::Missing).await;
     assert!(matches!(again, Err(ImageError::NoSpace { .. })), "{again:?}");
     assert!(slow.images.get(&other).is_ok(), "no room was missing");
+    drop(lease);
+}
+
+/// Somebody whose word has to be asked for each time.
+#[derive(Debug)]
+struct OneLogin;
+
+impl Logins for OneLogin {
+    fn find(&self, _: &PrincipalName, _: &str) -> Option<Credential> {
+        Some(Credential::Password { user: "u".into(), password: "p".into() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_image_that_falls_while_its_registry_is_asked_is_not_said_to_be_kept() {
+    as_root!();
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let slow = Arc::clone(&is_slow);
+    let fake = Fake::start(made(&[layer(&[("x", "x")])]), move |path, _, _| {
+        if path.contains("manifests/sha256:") && slow.load(Ordering::SeqCst) {
+            std::thread::sleep(A_WHILE);
+        }
+        None
+    })
+    .await;
+    let mut home = Home::new(&[&fake.host]);
+    (home.config.logins, home.config.access_life) = (Arc::new(OneLogin), Duration::ZERO);
+    let images = home.open().await;
+    home.store.disk.waits();
+    let (name, owner) = (format!("{}/x", fake.host), PrincipalName::parse("somebody").unwrap());
+    let lease = images.acquire_for(&owner, &name, Pull::Missing).await.unwrap();
+    is_slow.store(true, Ordering::SeqCst);
+    let asking = images.clone();
+    let kept = tokio::spawn(async move {
+        asking.acquire_with_progress(Some(&owner), &name, Pull::Missing, &mut |_| {}).await
+    });
+    tokio::time::sleep(A_WHILE / 4).await;
+    home.store.disk.does(Err(ErrorKind::Other));
+    let kept = kept.await.unwrap();
+    assert!(kept.is_err(), "it is gone");
     drop(lease);
 }

@@ -13,26 +13,55 @@ use image::{BoxFuture, Commit, Deleting, LayerStore, Packing, Unpacked, Unpackin
 
 /// A disk that makes durable what it is given when it is told to.
 #[derive(Clone)]
-pub(crate) struct SlowDisk(tokio::sync::watch::Sender<Option<Result<(), io::ErrorKind>>>);
+pub(crate) struct SlowDisk {
+    told: tokio::sync::watch::Sender<Told>,
+    /// How often it was asked.
+    asked: Arc<AtomicU64>,
+}
+
+type Does = Result<(), io::ErrorKind>;
+
+#[derive(Default)]
+struct Told {
+    all: Option<Does>,
+    /// By how often it was asked before.
+    some: BTreeMap<u64, Does>,
+}
 
 impl Default for SlowDisk {
     /// At once.
     fn default() -> Self {
-        Self(tokio::sync::watch::Sender::new(Some(Ok(()))))
+        let told = Told { all: Some(Ok(())), some: BTreeMap::new() };
+        Self { told: tokio::sync::watch::Sender::new(told), asked: Arc::default() }
     }
 }
 
 impl SlowDisk {
     pub(crate) fn waits(&self) {
-        self.0.send_replace(None);
+        self.told.send_modify(|told| told.all = None);
     }
 
     pub(crate) fn does(&self, what: Result<(), io::ErrorKind>) {
-        self.0.send_replace(Some(what));
+        self.told.send_modify(|told| told.all = Some(what));
+    }
+
+    /// For one who has asked already, by how often it was asked before.
+    pub(crate) fn does_for(&self, asked: u64, what: Result<(), io::ErrorKind>) {
+        self.told.send_modify(|told| {
+            told.some.insert(asked, what);
+        });
+    }
+
+    /// How often it was asked.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
     }
 
     async fn synced(&self) -> io::Result<()> {
-        let done = *self.0.subscribe().wait_for(Option::is_some).await.unwrap();
+        let number = self.asked.fetch_add(1, Ordering::SeqCst);
+        let mut told = self.told.subscribe();
+        let what = |told: &Told| told.some.get(&number).copied().or(told.all);
+        let done = what(&told.wait_for(|told| what(told).is_some()).await.unwrap());
         Ok(done.expect("it was waited for")?)
     }
 }
