@@ -8,3 +8,4 @@ mod mirrors;
 mod pulls;
 mod sharing;
 mod support;
+mod wild;
