@@ -1,10 +1,10 @@
-//! A long walk: random pulls, removals and failures of the disk, and what must be so whenever it is quiet.
+//! A walk: random pulls, removals and failures of the disk, and what must be so whenever it is quiet, or killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,12 @@ use crate::support::{Fake, Folder, Home, Made, as_root, digest, layer, made};
 struct Dice(AtomicU64);
 
 impl Dice {
+    /// Another one each time.
+    fn new() -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        Self(AtomicU64::new(RandomState::new().hash_one(0u8)))
+    }
+
     fn roll(&self, below: u64) -> u64 {
         let mut z = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,12 +46,15 @@ impl Dice {
 struct Wild {
     inner: Folder,
     dice: Arc<Dice>,
-    fails: Arc<AtomicBool>,
+    /// Names mean something else all the time, and the disk is slow and fails often.
+    is_hard: bool,
+    /// Nothing goes but what is removed: the disk is never full.
+    keeps_promises: bool,
 }
 
 impl Wild {
     fn fails(&self, percent: u64) -> bool {
-        self.fails.load(Ordering::SeqCst) && self.dice.roll(100) < percent
+        self.dice.roll(100) < percent
     }
 }
 
@@ -118,9 +127,9 @@ impl Commit for WildCommit {
 
     fn sync(&mut self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
-            self.wild.dice.pause(if is_hard() { 150_000 } else { 40_000 }).await;
-            match self.wild.fails(if is_hard() { 50 } else { 30 }) {
-                true if std::env::var_os("PROMISES").is_none() && self.wild.dice.roll(2) == 0 => {
+            self.wild.dice.pause(if self.wild.is_hard { 150_000 } else { 40_000 }).await;
+            match self.wild.fails(if self.wild.is_hard { 50 } else { 30 }) {
+                true if !self.wild.keeps_promises && self.wild.dice.roll(2) == 0 => {
                     Err(io::ErrorKind::StorageFull.into())
                 }
                 true => Err(io::Error::other("sync")),
@@ -130,13 +139,14 @@ impl Commit for WildCommit {
     }
 }
 
-/// Whether names mean something else all the time, on a disk that is slow and fails often.
-fn is_hard() -> bool {
-    std::env::var_os("HARD").is_some()
-}
-
 const LAYERS: u64 = 7;
 const NAMES: u64 = 4;
+const WORKERS: usize = 6;
+/// Of the walk, each of a hundred and fifty steps.
+const ROUNDS: u32 = 8;
+const KILLS: u32 = 20;
+/// Where the one lives that another process kills.
+const TO_BE_KILLED: &str = "SANDGLASS_WILD_FOLDER";
 
 struct World {
     root: PathBuf,
@@ -158,13 +168,41 @@ fn file(at: u64) -> (String, String) {
 }
 
 impl World {
+    async fn new(mut home: Home, root: Option<PathBuf>, is_hard: bool, keeps_promises: bool) -> Arc<Self> {
+        let content = contents();
+        let fake = Fake::honest(made(std::slice::from_ref(&content[0]))).await;
+        home.config.insecure_registries = vec![fake.host.clone()];
+        home.config.grace = Duration::from_millis(3);
+        let dice = Arc::new(Dice::new());
+        let store = Wild { inner: home.store.clone(), dice: Arc::clone(&dice), is_hard, keeps_promises };
+        let world = Arc::new(Self {
+            root: root.unwrap_or_else(|| home.folder.path().to_owned()),
+            fake,
+            home,
+            store,
+            dice,
+            served: Mutex::default(),
+            promised: Mutex::default(),
+            removals: AtomicU64::default(),
+            removed: AtomicU64::default(),
+            unique: AtomicU64::default(),
+        });
+        (0..NAMES).for_each(|name| world.serve(name));
+        world
+    }
+
+    async fn open(&self) -> Images {
+        let observer = Arc::clone(&self.home.counts) as Arc<dyn Observer>;
+        Images::open(self.home.config.clone(), Arc::new(self.store.clone()), observer).await.unwrap()
+    }
+
     fn serve(&self, name: u64) {
         let mut layers: BTreeSet<u64> = BTreeSet::new();
         layers.insert(self.dice.roll(2));
         for _ in 0..self.dice.roll(3) {
             layers.insert(self.dice.roll(LAYERS));
         }
-        if is_hard() {
+        if self.store.is_hard {
             // One that nobody has had.
             layers.insert(LAYERS + self.unique.fetch_add(1, Ordering::SeqCst));
         }
@@ -195,10 +233,10 @@ impl World {
     }
 
     async fn step(&self, images: &Images, kept: &Mutex<Vec<Lease>>) {
-        let at = self.dice.roll(if is_hard() { 2 } else { NAMES });
+        let at = self.dice.roll(if self.store.is_hard { 2 } else { NAMES });
         let name = self.name(at);
         match self.dice.roll(20) {
-            11..13 if is_hard() && self.dice.roll(10) > 0 => self.serve(at),
+            11..13 if self.store.is_hard && self.dice.roll(10) > 0 => self.serve(at),
             0..7 => {
                 let pull = if self.dice.roll(2) == 0 { Pull::Always } else { Pull::Missing };
                 if let Ok(lease) = images.acquire(&name, pull).await {
@@ -212,7 +250,7 @@ impl World {
             }
             7..11 => {
                 let patience =
-                    Duration::from_micros(self.dice.roll(if is_hard() { 300_000 } else { 60_000 }));
+                    Duration::from_micros(self.dice.roll(if self.store.is_hard { 300_000 } else { 60_000 }));
                 let mut steps = Vec::new();
                 let mut on = |step| steps.push(step);
                 let keeping = images.acquire_with_progress(None, &name, Pull::Always, &mut on);
@@ -319,7 +357,7 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        if std::env::var_os("PROMISES").is_some() {
+        if self.store.keeps_promises {
             for name in &*self.promised.lock().unwrap() {
                 assert!(images.get(name).is_ok(), "{name} was kept and is gone");
             }
@@ -335,45 +373,20 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "a walk for an afternoon"]
 async fn whatever_happens_the_store_is_right_when_it_is_quiet() {
     as_root!();
-    let number = |name: &str, usual| std::env::var(name).ok().map_or(usual, |text| text.parse().unwrap());
-    let (seed, rounds) = (number("SEED", 1), number("ROUNDS", 20));
-    let dice = Arc::new(Dice(AtomicU64::new(seed * 1_000_003)));
-    let content = contents();
-    let fake = Fake::honest(made(std::slice::from_ref(&content[0]))).await;
-    let mut home = Home::new(&[&fake.host]);
-    home.config.grace = Duration::from_millis(3);
-    let store =
-        Wild { inner: home.store.clone(), dice: Arc::clone(&dice), fails: Arc::new(AtomicBool::new(true)) };
-    let root = home.folder.path().to_owned();
-    let world = Arc::new(World {
-        root,
-        fake,
-        home,
-        store,
-        dice,
-        served: Mutex::default(),
-        promised: Mutex::default(),
-        removals: AtomicU64::default(),
-        removed: AtomicU64::default(),
-        unique: AtomicU64::default(),
-    });
-    (0..NAMES).for_each(|name| world.serve(name));
-    let open = || {
-        let world = Arc::clone(&world);
-        async move {
-            let observer = Arc::clone(&world.home.counts) as Arc<dyn Observer>;
-            Images::open(world.home.config.clone(), Arc::new(world.store.clone()), observer).await.unwrap()
-        }
-    };
-    let mut images = open().await;
-    for round in 0..rounds {
+    for is_hard in [false, true] {
+        walk(&World::new(Home::new(&[]), None, is_hard, is_hard).await).await;
+    }
+}
+
+async fn walk(world: &Arc<World>) {
+    let mut images = world.open().await;
+    for round in 0..ROUNDS {
         let kept = Arc::new(Mutex::new(Vec::new()));
-        let workers: Vec<_> = (0..6)
+        let workers: Vec<_> = (0..WORKERS)
             .map(|_| {
-                let (world, images, kept) = (Arc::clone(&world), images.clone(), Arc::clone(&kept));
+                let (world, images, kept) = (Arc::clone(world), images.clone(), Arc::clone(&kept));
                 tokio::spawn(async move {
                     for _ in 0..25 {
                         world.step(&images, &kept).await;
@@ -389,17 +402,16 @@ async fn whatever_happens_the_store_is_right_when_it_is_quiet() {
             leases.iter().for_each(|lease| world.check(lease));
         }
         world.quiet(&images).await;
-        println!("round {round}: {} images", images.list().len());
         if round % 4 == 3 {
             tokio::time::timeout(Duration::from_secs(10), images.close()).await.expect("it closes");
             let before = images.list().len();
             drop(images);
-            images = open().await;
+            images = world.open().await;
             assert_eq!(images.list().len(), before);
             world.quiet(&images).await;
         }
     }
-    println!("evicted: {:?}", world.home.counts.evicted.lock().unwrap().len());
+    assert!(!images.list().is_empty(), "nothing came to be kept");
 }
 
 fn contents() -> Vec<Vec<u8>> {
@@ -413,7 +425,7 @@ fn contents() -> Vec<Vec<u8>> {
 /// To whoever will kill this process.
 fn say(what: &str) {
     use std::io::Write;
-    if std::env::var_os("WILD_DIR").is_some() {
+    if std::env::var_os(TO_BE_KILLED).is_some() {
         let line = format!("\nSAID {what}\n");
         let _ = io::stdout().write_all(line.as_bytes());
         let _ = io::stdout().flush();
@@ -421,42 +433,18 @@ fn say(what: &str) {
 }
 
 /// Does as it likes until it is killed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "is killed"]
-async fn child() {
-    let Some(root) = std::env::var_os("WILD_DIR").map(PathBuf::from) else { return };
-    let seed: u64 = std::env::var("SEED").unwrap().parse().unwrap();
-    let dice = Arc::new(Dice(AtomicU64::new(seed * 1_000_003)));
-    let content = contents();
-    let fake = Fake::honest(made(std::slice::from_ref(&content[0]))).await;
-    let mut home = Home::new(&[&fake.host]);
-    home.config.grace = Duration::from_millis(3);
+async fn live(root: PathBuf) {
+    let mut home = Home::new(&[]);
     home.config.dir = root.join("records");
     home.store = Folder::at(root.join("trees"));
-    let fails = Arc::new(AtomicBool::new(true));
-    let store = Wild { inner: home.store.clone(), dice: Arc::clone(&dice), fails };
-    let world = Arc::new(World {
-        root,
-        fake,
-        home,
-        store,
-        dice,
-        served: Mutex::default(),
-        promised: Mutex::default(),
-        removals: AtomicU64::default(),
-        removed: AtomicU64::default(),
-        unique: AtomicU64::default(),
-    });
-    (0..NAMES).for_each(|name| world.serve(name));
-    let observer = Arc::clone(&world.home.counts) as Arc<dyn Observer>;
-    let images =
-        Images::open(world.home.config.clone(), Arc::new(world.store.clone()), observer).await.unwrap();
+    let world = World::new(home, Some(root), false, true).await;
+    let images = world.open().await;
     for image in images.list() {
         images.remove(&image.reference).await.unwrap();
     }
     say("begins");
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let workers: Vec<_> = (0..6)
+    let workers: Vec<_> = (0..WORKERS)
         .map(|_| {
             let (world, images, kept) = (Arc::clone(&world), images.clone(), Arc::clone(&kept));
             tokio::spawn(async move {
@@ -469,25 +457,23 @@ async fn child() {
     futures_util::future::join_all(workers).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a walk for an afternoon"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn killed_at_any_moment_it_leaves_what_is_right() {
     use std::io::BufRead;
     as_root!();
-    let number = |name: &str, usual| std::env::var(name).ok().map_or(usual, |text| text.parse().unwrap());
-    let (seed, rounds): (u64, u64) = (number("SEED", 1), number("ROUNDS", 20));
-    let dice = Dice(AtomicU64::new(seed * 77_777));
+    if let Some(root) = std::env::var_os(TO_BE_KILLED) {
+        return live(root.into()).await;
+    }
+    let dice = Dice::new();
     let mut home = Home::new(&[]);
     let root = home.folder.path().to_owned();
     let names: BTreeMap<String, u64> =
         contents().iter().zip(0..).map(|(content, at)| (digest(content)[7..].to_owned(), at)).collect();
     let mut kept = 0;
-    for round in 0..rounds {
+    for round in 0..KILLS {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--nocapture", "--exact", "wild::child"])
-            .env("WILD_DIR", &root)
-            .env("PROMISES", "1")
-            .env("SEED", (seed * 1000 + round).to_string())
+            .args(["--nocapture", "--exact", "wild::killed_at_any_moment_it_leaves_what_is_right"])
+            .env(TO_BE_KILLED, &root)
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::inherit())
             .spawn()
@@ -554,5 +540,5 @@ async fn killed_at_any_moment_it_leaves_what_is_right() {
         assert_eq!(records("images", ".json"), images.list().len(), "round {round}");
         assert_eq!(records("layers", ""), needed.len(), "round {round}");
     }
-    println!("{kept} promises");
+    assert!(kept > 0, "nothing was promised to anybody before a kill");
 }
