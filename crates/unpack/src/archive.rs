@@ -88,15 +88,23 @@ impl<'a> Archive<'a> {
 
     /// Content of the current member, in order; nothing at its end.
     pub(crate) fn read(&mut self, buf: &mut [u8]) -> Result<usize, UnpackError> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let piece = self.piece(buf.len() as u64)?;
+        buf[..piece.len()].copy_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    /// The same, where it stands, and as much as there is at once.
+    pub(crate) fn piece(&mut self, most: u64) -> Result<&[u8], UnpackError> {
+        let most = usize::try_from(self.left.min(most)).unwrap_or(usize::MAX);
         if most == 0 {
-            return Ok(0);
+            return Ok(&[]);
         }
-        match self.stream.read(&mut buf[..most]) {
-            Ok(0) => Err(self.broken("it ends in the middle of a file")),
-            Ok(read) => {
-                self.left -= read as u64;
-                Ok(read)
+        let offset = self.stream.position();
+        match self.stream.piece(most) {
+            Ok([]) => Err(UnpackError::Archive { offset, reason: "it ends in the middle of a file".into() }),
+            Ok(piece) => {
+                self.left -= piece.len() as u64;
+                Ok(piece)
             }
             Err(error) => Err(from_read(error)),
         }
@@ -279,15 +287,8 @@ impl<'a> Archive<'a> {
     /// Leaves the current member behind.
     fn skip(&mut self) -> Result<(), UnpackError> {
         self.left += std::mem::take(&mut self.padding);
-        if self.left <= BLOCK as u64 {
-            return self.pass(&mut [0; BLOCK]);
-        }
-        self.pass(&mut [0; 16 * 1024])
-    }
-
-    fn pass(&mut self, buf: &mut [u8]) -> Result<(), UnpackError> {
         while self.left > 0 {
-            self.read(buf)?;
+            self.piece(u64::MAX)?;
         }
         Ok(())
     }

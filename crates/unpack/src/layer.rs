@@ -21,7 +21,6 @@ use crate::tree::{Counts, Tree};
 
 /// What a file system gives out at once.
 const BLOCK_BYTES: u64 = 4096;
-const BUFFER_BYTES: usize = 128 * 1024;
 
 /// Unpacks one layer below `root`. What `mark_opaque` gets is a directory of the layer.
 pub fn layer(
@@ -30,20 +29,31 @@ pub fn layer(
     job: &Job,
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<Report, UnpackError> {
-    with(input, root, job, Second::default(), mark_opaque)
+    with(Stream::new(input, job)?, root, job, Second::default(), mark_opaque)
+}
+
+/// The same, decoded by a thread of its own once so many bytes have come out of it.
+pub fn layer_ahead(
+    input: impl Read + Send + 'static,
+    root: OwnedFd,
+    job: &Job,
+    worth: u64,
+    mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> Result<Report, UnpackError> {
+    with(Stream::mobile(input, job, worth)?, root, job, Second::default(), mark_opaque)
 }
 
 /// The same, with as many hands as somebody wants.
 pub(crate) fn with(
-    input: impl Read,
+    stream: Stream<'_>,
     root: OwnedFd,
     job: &Job,
     second: Second,
     mark_opaque: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<Report, UnpackError> {
-    let archive = Archive::new(Stream::new(input, job)?, job.limits.clone());
+    let archive = Archive::new(stream, job.limits.clone());
     let tree = Tree::new(root, job.limits.clone(), second, mark_opaque);
-    Unpacker { archive, tree, job, entries: 0, skipped: 0, logical: 0, buffer: vec![0; BUFFER_BYTES] }.run()
+    Unpacker { archive, tree, job, entries: 0, skipped: 0, logical: 0 }.run()
 }
 
 struct Unpacker<'a> {
@@ -54,7 +64,6 @@ struct Unpacker<'a> {
     skipped: u64,
     /// Bytes of files, the holes among them.
     logical: u64,
-    buffer: Vec<u8>,
 }
 
 impl Unpacker<'_> {
@@ -178,11 +187,10 @@ impl Unpacker<'_> {
         }
         let (mut written, mut early) = (0, Early::with(len));
         while written < len {
-            let most = usize::try_from(len - written).unwrap_or(usize::MAX).min(self.buffer.len());
-            let read = self.archive.read(&mut self.buffer[..most])?;
-            file.write_all(&self.buffer[..read]).map_err(fail)?;
-            written += read as u64;
-            self.tree.counts.file_bytes += read as u64;
+            let piece = self.archive.piece(len - written)?;
+            file.write_all(piece).map_err(fail)?;
+            written += piece.len() as u64;
+            self.tree.counts.file_bytes += piece.len() as u64;
             if let Some((from, bytes)) = early.after(written) {
                 sys::begin_to_write(file.as_fd(), offset + from, bytes);
             }

@@ -2,6 +2,7 @@
 //! directory, or such a tree an archive again. It reads a pipe and writes files; it knows no network, no registry and no other layer,
 //! and it expects to run in a jail that has nothing else. A second thread makes files as well where there are many.
 
+mod ahead;
 mod archive;
 mod contents;
 mod early;
@@ -29,8 +30,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 pub use contents::{Content, Member, members, plain};
 pub use error::UnpackError;
 pub use job::{Compression, DirMeta, Job, Limits, Report, read_result};
-pub use layer::layer;
+pub use layer::{layer, layer_ahead};
 pub use pack::{PackJob, Packed, pack, pack_jailed};
+
+/// A layer of less is done sooner than a thread that decodes it has begun.
+const WORTH_BYTES: u64 = 2 << 20;
 
 /// Reads the job, unpacks the layer and says as JSON how it went; [`read_result`] reads that.
 pub fn jailed(
@@ -42,7 +46,7 @@ pub fn jailed(
     let result = match serde_json::from_str::<Job>(job) {
         Ok(job) => {
             sys::step_back(job.niceness);
-            layer(input, root, &job, mark_opaque)
+            layer_ahead(input, root, &job, WORTH_BYTES, mark_opaque)
         }
         Err(error) => Err(UnpackError::BadJob { reason: error.to_string() }),
     };

@@ -1,58 +1,89 @@
 //! From the compressed bytes to the archive's: the compression is told from the first bytes, every
 //! uncompressed byte is hashed and counted, and bombs are stopped while they are still small.
 
-use std::cell::Cell;
 use std::io::{self, BufReader, Read};
-use std::mem::take;
-use std::rc::Rc;
+use std::mem::{replace, take};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::UnpackError;
+use crate::ahead::{Ahead, Decoder, Piece};
 use crate::job::{Compression, Job, Limits};
 
 /// The largest zstd window that is accepted: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 const BUFFER_BYTES: usize = 128 * 1024;
-const AHEAD_BYTES: usize = 128 * 1024;
 
 /// The archive's bytes, watched.
 pub(crate) struct Stream<'a> {
-    inner: Box<dyn Read + 'a>,
+    source: Source<'a>,
     compression: Compression,
-    compressed: Rc<Cell<u64>>,
+    /// How much was taken from the input, by whoever decodes.
+    taken: Arc<AtomicU64>,
+    /// How much of that what is here was made of.
+    compressed: u64,
     hash: Hash,
     bytes: u64,
     limits: Limits,
-    /// What was read ahead, because a header at a time costs the decoder and the hash several times as much.
-    ahead: Vec<u8>,
+    /// What was read at once, because a header at a time costs the decoder and the hash several times as much.
+    buffer: Vec<u8>,
     given: usize,
     read: usize,
 }
 
+/// Where bytes come from.
+enum Source<'a> {
+    /// They are decoded when they are wanted.
+    Here(Box<dyn Read + 'a>),
+    /// So far; once there were so many a thread goes on.
+    Mobile(Decoder, u64),
+    Ahead(Ahead),
+    /// Nowhere any more.
+    Ended,
+}
+
 impl<'a> Stream<'a> {
     pub(crate) fn new(input: impl Read + 'a, job: &Job) -> Result<Self, UnpackError> {
-        Self::with(input, Hash::for_digest(&job.diff_id)?, &job.limits)
+        let here = |decoder| Source::Here(Box::new(decoder));
+        Self::with(input, Hash::for_digest(&job.diff_id)?, &job.limits, here)
+    }
+
+    /// One that is decoded by a thread of its own once so many bytes have come out of it.
+    pub(crate) fn mobile(
+        input: impl Read + Send + 'static,
+        job: &Job,
+        worth: u64,
+    ) -> Result<Self, UnpackError> {
+        let mobile = |decoder| Source::Mobile(Box::new(decoder), worth);
+        Self::with(input, Hash::for_digest(&job.diff_id)?, &job.limits, mobile)
     }
 
     /// One whose bytes nobody has promised to be certain ones.
     pub(crate) fn unhashed(input: impl Read + 'a, limits: &Limits) -> Result<Self, UnpackError> {
-        Self::with(input, Hash::Nothing, limits)
+        Self::with(input, Hash::Nothing, limits, |decoder| Source::Here(Box::new(decoder)))
     }
 
-    fn with(input: impl Read + 'a, hash: Hash, limits: &Limits) -> Result<Self, UnpackError> {
-        let compressed = Rc::new(Cell::new(0));
-        let counted = Counted { inner: input, bytes: Rc::clone(&compressed) };
+    fn with<R: Read>(
+        input: R,
+        hash: Hash,
+        limits: &Limits,
+        source: impl FnOnce(Decoding<R>) -> Source<'a>,
+    ) -> Result<Self, UnpackError> {
+        let taken = Arc::new(AtomicU64::new(0));
+        let counted = Counted { inner: input, bytes: Arc::clone(&taken) };
         let mut input = BufReader::with_capacity(BUFFER_BYTES, Sniffed::new(counted).map_err(from_read)?);
         let compression = sniff(&input.get_mut().first);
-        let inner: Box<dyn Read + 'a> = match compression {
-            Compression::None => Box::new(input),
-            Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
-            Compression::Zstd => Box::new(zstd(input).map_err(from_read)?),
-        };
-        let (limits, ahead) = (limits.clone(), vec![0; AHEAD_BYTES]);
-        Ok(Self { inner, compression, compressed, hash, bytes: 0, limits, ahead, given: 0, read: 0 })
+        let source = source(match compression {
+            Compression::None => Decoding::None(input),
+            Compression::Gzip => Decoding::Gzip(Box::new(MultiGzDecoder::new(input))),
+            Compression::Zstd => Decoding::Zstd(zstd(input).map_err(from_read)?),
+        });
+        let (limits, buffer) = (limits.clone(), vec![0; BUFFER_BYTES]);
+        let compressed = 0;
+        Ok(Self { source, compression, taken, compressed, hash, bytes: 0, limits, buffer, given: 0, read: 0 })
     }
 
     pub(crate) fn compression(&self) -> Compression {
@@ -65,7 +96,7 @@ impl<'a> Stream<'a> {
     }
 
     pub(crate) fn compressed_bytes(&self) -> u64 {
-        self.compressed.get()
+        self.compressed
     }
 
     /// Of everything that was read, which must be everything there was.
@@ -73,11 +104,63 @@ impl<'a> Stream<'a> {
         self.hash.finish()
     }
 
-    /// Counts and hashes what was just read.
-    fn watch(&mut self, read: &[u8]) -> io::Result<()> {
-        self.hash.update(read);
-        self.bytes += read.len() as u64;
-        self.check().map_err(io::Error::other)
+    /// The next bytes, as many as there are at once but no more than somebody wants; none at the end.
+    pub(crate) fn piece(&mut self, most: usize) -> io::Result<&[u8]> {
+        if self.given == self.read {
+            self.load()?;
+        }
+        let from = self.given;
+        self.given = self.read.min(from.saturating_add(most));
+        Ok(&self.buffer[from..self.given])
+    }
+
+    /// Has new bytes in the buffer, counted and hashed.
+    fn load(&mut self) -> io::Result<()> {
+        (self.given, self.read) = (0, 0);
+        if let Source::Mobile(_, worth) = self.source
+            && self.bytes >= worth
+        {
+            self.go_ahead();
+        }
+        let read = match &mut self.source {
+            Source::Here(decoder) => decoder.read(&mut self.buffer)?,
+            Source::Mobile(decoder, _) => decoder.read(&mut self.buffer)?,
+            Source::Ahead(ahead) => {
+                let next = ahead.next(take(&mut self.buffer));
+                let Piece { bytes, len, compressed } = match next {
+                    Ok(piece) => piece,
+                    Err(error) => {
+                        self.source = Source::Ended;
+                        return Err(error);
+                    }
+                };
+                (self.buffer, self.compressed) = (bytes, compressed);
+                if len == 0 {
+                    self.source = Source::Ended;
+                }
+                len
+            }
+            Source::Ended => 0,
+        };
+        if let Source::Here(_) | Source::Mobile(..) = self.source {
+            self.compressed = self.taken.load(Ordering::Relaxed);
+        }
+        self.hash.update(&self.buffer[..read]);
+        self.bytes += read as u64;
+        self.check().map_err(io::Error::other)?;
+        self.read = read;
+        Ok(())
+    }
+
+    /// A thread decodes from now on, if there is one to be had.
+    fn go_ahead(&mut self) {
+        self.source = match replace(&mut self.source, Source::Ended) {
+            Source::Mobile(decoder, _) => match Ahead::begin(decoder, Arc::clone(&self.taken)) {
+                Ok(ahead) => Source::Ahead(ahead),
+                Err(decoder) => Source::Here(decoder),
+            },
+            other => other,
+        };
     }
 
     fn check(&self) -> Result<(), UnpackError> {
@@ -85,7 +168,7 @@ impl<'a> Stream<'a> {
         if self.bytes > limits.bytes && walls::stands("layer_bytes") {
             return Err(UnpackError::too_large("bytes", limits.bytes));
         }
-        let most = self.compressed.get().saturating_mul(limits.ratio);
+        let most = self.compressed.saturating_mul(limits.ratio);
         if self.bytes > limits.ratio_free_bytes && self.bytes > most && walls::stands("layer_ratio") {
             return Err(UnpackError::too_large("uncompressed bytes per compressed byte", limits.ratio));
         }
@@ -95,21 +178,7 @@ impl<'a> Stream<'a> {
 
 impl Read for Stream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.given == self.read {
-            if buf.len() >= AHEAD_BYTES {
-                let read = self.inner.read(buf)?;
-                self.watch(&buf[..read])?;
-                return Ok(read);
-            }
-            let mut ahead = take(&mut self.ahead);
-            let read = self.inner.read(&mut ahead);
-            let watched = read.and_then(|read| self.watch(&ahead[..read]).map(|()| read));
-            self.ahead = ahead;
-            (self.given, self.read) = (0, watched?);
-        }
-        let given = (&self.ahead[self.given..self.read]).read(buf)?;
-        self.given += given;
-        Ok(given)
+        self.piece(buf.len())?.read(buf)
     }
 }
 
@@ -121,7 +190,26 @@ pub(crate) fn from_read(error: io::Error) -> UnpackError {
     }
 }
 
-fn zstd<'a, R: Read + 'a>(input: BufReader<R>) -> io::Result<impl Read + 'a> {
+/// An input whose compression is known.
+enum Decoding<R> {
+    None(Input<R>),
+    Gzip(Box<MultiGzDecoder<Input<R>>>),
+    Zstd(zstd::stream::read::Decoder<'static, Input<R>>),
+}
+
+type Input<R> = BufReader<Sniffed<Counted<R>>>;
+
+impl<R: Read> Read for Decoding<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::None(input) => input.read(buf),
+            Self::Gzip(decoder) => decoder.read(buf),
+            Self::Zstd(decoder) => decoder.read(buf),
+        }
+    }
+}
+
+fn zstd<R: Read>(input: Input<R>) -> io::Result<zstd::stream::read::Decoder<'static, Input<R>>> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
     Ok(decoder)
@@ -164,14 +252,14 @@ impl<R: Read> Read for Sniffed<R> {
 
 struct Counted<R> {
     inner: R,
-    bytes: Rc<Cell<u64>>,
+    bytes: Arc<AtomicU64>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.inner.read(buf) {
             Ok(read) => {
-                self.bytes.set(self.bytes.get() + read as u64);
+                self.bytes.fetch_add(read as u64, Ordering::Relaxed);
                 Ok(read)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),

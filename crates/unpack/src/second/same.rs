@@ -15,6 +15,7 @@ use super::{SMALL_BYTES, Second};
 use crate::UnpackError;
 use crate::job::{Job, Limits, Report};
 use crate::member::{Member, Writer};
+use crate::stream::Stream;
 
 #[derive(Clone, Debug)]
 struct Written {
@@ -119,8 +120,9 @@ fn unpacked(archive: &[u8], second: Second) -> Unpacked {
         Ok(())
     };
     let job = Job { diff_id: format!("sha256:{}", hash(archive)), limits: Limits::default(), niceness: 0 };
-    let result =
-        crate::layer::with(archive, OwnedFd::from(File::open(&root).unwrap()), &job, second, &mut mark);
+    let stream = Stream::new(archive, &job).unwrap();
+    let root_fd = OwnedFd::from(File::open(&root).unwrap());
+    let result = crate::layer::with(stream, root_fd, &job, second, &mut mark);
     let mut tree = BTreeMap::new();
     describe(&root, &mut tree, &mut HashMap::new());
     (result, marked, tree)

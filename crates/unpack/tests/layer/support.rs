@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -197,7 +197,23 @@ pub(crate) fn unpack(archive: &[u8]) -> Outcome {
     unpack_with(archive, &diff_id(archive), Limits::default())
 }
 
+/// As it is, and then decoded by another thread, which may change nothing.
 pub(crate) fn unpack_with(input: &[u8], diff_id: &str, limits: Limits) -> Outcome {
+    let alone = unpack_by(diff_id, limits.clone(), |root, job, mark| unpack::layer(input, root, job, mark));
+    let input = io::Cursor::new(input.to_vec());
+    let ahead = unpack_by(diff_id, limits, |root, job, mark| unpack::layer_ahead(input, root, job, 0, mark));
+    assert_eq!(ahead.result, alone.result);
+    assert_eq!(ahead.opaque, alone.opaque);
+    ahead
+}
+
+type Mark<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>;
+
+fn unpack_by(
+    diff_id: &str,
+    limits: Limits,
+    unpack: impl FnOnce(OwnedFd, &Job, Mark<'_>) -> Result<Report, UnpackError>,
+) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let (root, outside) = (folder.path().join("layer"), folder.path().join("outside"));
     fs::create_dir(&root).unwrap();
@@ -211,7 +227,7 @@ pub(crate) fn unpack_with(input: &[u8], diff_id: &str, limits: Limits) -> Outcom
         Ok(())
     };
     let job = Job { diff_id: diff_id.into(), limits, niceness: 0 };
-    let result = unpack::layer(input, File::open(&root).unwrap().into(), &job, &mut mark);
+    let result = unpack(File::open(&root).unwrap().into(), &job, &mut mark);
     Outcome { result, opaque, folder }
 }
 
