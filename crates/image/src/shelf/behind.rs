@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use futures_util::future::Shared;
 use futures_util::{FutureExt, TryFutureExt};
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::state::State;
 use super::{Hold, Shelf, unusable};
@@ -182,11 +183,18 @@ impl Shelf {
         // Whoever pinned the name meant whatever it comes to mean.
         image.pinned |= before.as_ref().is_some_and(|before| before.record.pinned);
         state.insert(image.clone());
-        let pulled_at = image.pulled_at;
-        let keeping = self.runtime.spawn(Arc::clone(self).keep(image, before, until_then, observer));
-        let failed = |error| Err(broken("keep an image", io::Error::other(error)));
-        let durable = keeping.unwrap_or_else(failed).boxed().shared();
-        state.unkept.insert(key, Unkept { pulled_at, durable: durable.clone(), before: known });
+        let (tell, kept) = oneshot::channel();
+        let given_up = |error| Err(broken("keep an image", io::Error::other(error)));
+        let durable = kept.unwrap_or_else(given_up).boxed().shared();
+        let unkept = Unkept { pulled_at: image.pulled_at, durable: durable.clone(), before: known };
+        state.unkept.insert(key, unkept);
+        drop(state);
+        // A runtime that ends would drop what it is given at once, and a hold is never dropped under the lock.
+        let keeping = Arc::clone(self).keep(image, before, until_then, observer);
+        self.runtime.spawn(async move {
+            // Nobody may wait for it.
+            let _ = tell.send(keeping.await);
+        });
         (hold, durable)
     }
 
