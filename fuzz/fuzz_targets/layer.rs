@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::fs;
+use std::io::Cursor;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -19,9 +20,14 @@ fuzz_target!(|bytes: &[u8]| {
     // The digest of nothing; only an empty archive has it, which is why every other fails at its end.
     let diff_id = format!("sha256:{}", "0".repeat(64));
     let job = unpack::Job { diff_id, limits, niceness: 0 };
-    let opened = OwnedFd::from(fs::File::open(&root).expect("open the root"));
-    let result = unpack::layer(bytes, opened, &job, &mut |_directory| Ok(()));
+    let opened = |root| OwnedFd::from(fs::File::open(root).expect("open a root"));
+    let result = unpack::layer(bytes, opened(&root), &job, &mut |_directory| Ok(()));
     assert!(result.is_err(), "nothing hashes to zeros: {result:?}");
+    // The same is told of it where another thread decodes it.
+    let (input, again) =
+        (Cursor::new(bytes.to_vec()), tempfile::tempdir_in("/dev/shm").expect("make a folder"));
+    let ahead = unpack::layer_ahead(input, opened(again.path()), &job, 0, &mut |_directory| Ok(()));
+    assert_eq!(ahead, result);
     let mut there: Vec<_> =
         fs::read_dir(place.path()).expect("list the folder").flatten().map(|e| e.file_name()).collect();
     there.sort();
