@@ -9,10 +9,11 @@ use std::thread;
 
 use crate::UnpackError;
 
-/// What is handed over at once.
-const PIECE_BYTES: usize = 256 << 10;
+/// The most that is handed over at once. It is what is read at once where nobody decodes ahead, and each piece is what
+/// one read gave: limits and errors then come between the same bytes, and what has come waits for nothing.
+pub(crate) const PIECE_BYTES: usize = 128 << 10;
 /// How many of them there are: the one that is being used, and those that are decoded or being decoded.
-const PIECES: usize = 4;
+const PIECES: usize = 8;
 const STACK_BYTES: usize = 256 << 10;
 
 pub(crate) type Decoder = Box<dyn Read + Send>;
@@ -40,8 +41,7 @@ impl Ahead {
             return Err(decoder);
         }
         let (give, given) = sync_channel::<Decoder>(1);
-        // The last word needs no piece.
-        let ((send, pieces), (used, free)) = (sync_channel(PIECES + 1), sync_channel(PIECES));
+        let ((send, pieces), (used, free)) = (sync_channel(PIECES), sync_channel(PIECES));
         let work = move || {
             if let Ok(decoder) = given.recv() {
                 decode(decoder, &compressed, &free, &send);
@@ -62,8 +62,7 @@ impl Ahead {
 
     /// What comes next, for what was used before.
     pub(crate) fn next(&self, used: Vec<u8>) -> io::Result<Piece> {
-        let fits = used.len() == PIECE_BYTES;
-        self.give_back(if fits { used } else { vec![0; PIECE_BYTES] });
+        self.give_back(used);
         let silent = || UnpackError::Input { reason: "the decoder ended without a word".into() };
         self.pieces.recv().unwrap_or_else(|_| Err(io::Error::other(silent())))
     }
@@ -80,40 +79,13 @@ fn decode(
     free: &Receiver<Vec<u8>>,
     pieces: &SyncSender<io::Result<Piece>>,
 ) {
-    let send = |bytes, len| {
-        let compressed = compressed.load(Ordering::Relaxed);
-        pieces.send(Ok(Piece { bytes, len, compressed })).is_ok()
-    };
     while let Ok(mut bytes) = free.recv() {
-        let (len, goes_on) = fill(&mut decoder, &mut bytes);
-        // What came before the end, or before an error, is told before it.
-        if len > 0 && !send(bytes, len) {
+        let read = decoder.read(&mut bytes);
+        let goes_on = matches!(read, Ok(1..));
+        let compressed = compressed.load(Ordering::Relaxed);
+        let sent = pieces.send(read.map(|len| Piece { bytes, len, compressed }));
+        if sent.is_err() || !goes_on {
             return;
         }
-        match goes_on {
-            Ok(true) => {}
-            Ok(false) => {
-                send(Vec::new(), 0);
-                return;
-            }
-            Err(error) => {
-                let _ = pieces.send(Err(error));
-                return;
-            }
-        }
     }
-}
-
-/// How much there was, and whether there may be more.
-fn fill(decoder: &mut Decoder, bytes: &mut [u8]) -> (usize, io::Result<bool>) {
-    let mut len = 0;
-    while len < bytes.len() {
-        match decoder.read(&mut bytes[len..]) {
-            Ok(0) => return (len, Ok(false)),
-            Ok(read) => len += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (len, Err(error)),
-        }
-    }
-    (len, Ok(true))
 }

@@ -10,12 +10,12 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::UnpackError;
-use crate::ahead::{Ahead, Decoder, Piece};
+use crate::ahead::{Ahead, Decoder, PIECE_BYTES, Piece};
 use crate::job::{Compression, Job, Limits};
 
 /// The largest zstd window that is accepted: 128 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-const BUFFER_BYTES: usize = 128 * 1024;
+const INPUT_BYTES: usize = 128 * 1024;
 
 /// The archive's bytes, watched.
 pub(crate) struct Stream<'a> {
@@ -74,14 +74,14 @@ impl<'a> Stream<'a> {
     ) -> Result<Self, UnpackError> {
         let taken = Arc::new(AtomicU64::new(0));
         let counted = Counted { inner: input, bytes: Arc::clone(&taken) };
-        let mut input = BufReader::with_capacity(BUFFER_BYTES, Sniffed::new(counted).map_err(from_read)?);
+        let mut input = BufReader::with_capacity(INPUT_BYTES, Sniffed::new(counted).map_err(from_read)?);
         let compression = sniff(&input.get_mut().first);
         let source = source(match compression {
             Compression::None => Decoding::None(input),
             Compression::Gzip => Decoding::Gzip(Box::new(MultiGzDecoder::new(input))),
             Compression::Zstd => Decoding::Zstd(zstd(input).map_err(from_read)?),
         });
-        let (limits, buffer) = (limits.clone(), vec![0; BUFFER_BYTES]);
+        let (limits, buffer) = (limits.clone(), vec![0; PIECE_BYTES]);
         let compressed = 0;
         Ok(Self { source, compression, taken, compressed, hash, bytes: 0, limits, buffer, given: 0, read: 0 })
     }
@@ -257,13 +257,18 @@ struct Counted<R> {
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self.inner.read(buf) {
-            Ok(read) => {
-                self.bytes.fetch_add(read as u64, Ordering::Relaxed);
-                Ok(read)
+        loop {
+            match self.inner.read(buf) {
+                Ok(read) => {
+                    self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+                    return Ok(read);
+                }
+                // Not every decoder asks again.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(io::Error::other(UnpackError::Input { reason: error.to_string() }));
+                }
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => Err(io::Error::other(UnpackError::Input { reason: error.to_string() })),
         }
     }
 }

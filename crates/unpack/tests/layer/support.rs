@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -197,19 +197,27 @@ pub(crate) fn unpack(archive: &[u8]) -> Outcome {
     unpack_with(archive, &diff_id(archive), Limits::default())
 }
 
-/// As it is, and then decoded by another thread, which may change nothing.
 pub(crate) fn unpack_with(input: &[u8], diff_id: &str, limits: Limits) -> Outcome {
-    let alone = unpack_by(diff_id, limits.clone(), |root, job, mark| unpack::layer(input, root, job, mark));
-    let input = io::Cursor::new(input.to_vec());
-    let ahead = unpack_by(diff_id, limits, |root, job, mark| unpack::layer_ahead(input, root, job, 0, mark));
+    unpack_from(&io::Cursor::new(input.to_vec()), diff_id, limits)
+}
+
+/// As it is, and then decoded by another thread, which may change nothing.
+pub(crate) fn unpack_from(
+    input: &(impl Read + Clone + Send + 'static),
+    diff_id: &str,
+    limits: Limits,
+) -> Outcome {
+    let (alone, ahead) = (input.clone(), input.clone());
+    let alone = unpack_by(diff_id, limits.clone(), |root, job, mark| unpack::layer(alone, root, job, mark));
+    let ahead = unpack_by(diff_id, limits, |root, job, mark| unpack::layer_ahead(ahead, root, job, 0, mark));
     assert_eq!(ahead.result, alone.result);
     assert_eq!(ahead.opaque, alone.opaque);
     ahead
 }
 
-type Mark<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>;
+pub(crate) type Mark<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>;
 
-fn unpack_by(
+pub(crate) fn unpack_by(
     diff_id: &str,
     limits: Limits,
     unpack: impl FnOnce(OwnedFd, &Job, Mark<'_>) -> Result<Report, UnpackError>,
