@@ -270,7 +270,7 @@ impl Images {
             return Ok(None);
         };
         let named = ImageRecord { reference: name.into(), digest: digest.clone(), pinned: false, ..known };
-        let _kept = self.inner.puller.keep(named);
+        let _kept = self.inner.puller.keep(named).await?;
         Ok(shelf.take(&key))
     }
 

@@ -138,9 +138,13 @@ impl Puller {
 
     /// Puts an image on the shelf, where it is kept behind that; and then makes room where the shelf has become too
     /// full by it.
-    pub(crate) fn keep(&self, record: ImageRecord) -> Pulled {
+    pub(crate) async fn keep(&self, record: ImageRecord) -> Result<Pulled, ImageError> {
         let (hold, durable) = self.shelf.stand(record.clone(), Arc::clone(&self.observer));
-        Pulled { record: Arc::new(record), hold: Arc::new(hold), durable: Some(durable) }
+        let pulled = Pulled { record: Arc::new(record), hold: Arc::new(hold), durable: Some(durable) };
+        // Now, while somebody holds it: what has just come is not what has to go.
+        let (shelf, observer) = (Arc::clone(&self.shelf), Arc::clone(&self.observer));
+        off_thread(move || Ok(shelf.collect(0, |why| observer.image_removed(why)))).await?;
+        Ok(pulled)
     }
 }
 
@@ -250,7 +254,7 @@ impl Pull {
             asked_at: None,
             saved_at: Some(now),
         };
-        let pulled = self.puller.keep(record);
+        let pulled = self.puller.keep(record).await?;
         self.board.say(Progress::Committing);
         Ok(pulled)
     }

@@ -119,7 +119,13 @@ impl Builder {
             let mut make = Command::new(tool("mkfs.ext4"));
             // What mkfs leaves for later would be written while something is measured.
             make.args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"])
-                .args(self.inodes.iter().flat_map(|inodes| ["-N".into(), inodes.to_string()]));
+                // In several groups: of one alone the kernel may tell one of two who make a file that no inode is
+                // left, where all free ones have just been given back.
+                .args(
+                    self.inodes
+                        .iter()
+                        .flat_map(|inodes| ["-g", "4096", "-N", &inodes.to_string()].map(str::to_owned)),
+                );
             let made = make.arg(&disk).status();
             assert!(made.expect("start mkfs.ext4").success(), "mkfs.ext4 fails");
             std::fs::create_dir_all(self.data_dir()).expect("make a data directory");

@@ -234,9 +234,6 @@ impl Shelf {
             }
             // From now on it goes like any other.
             drop((until_then, before));
-            if kept.is_ok() {
-                shelf.collect(0, |why| observer.image_removed(why));
-            }
             kept
         })
         .await;

@@ -75,7 +75,7 @@ async fn an_image_that_nobody_waits_for_while_it_is_written_down_has_its_layers(
         wait.recv().unwrap();
     });
     begun.1.recv().unwrap();
-    let pulled = puller.keep(record());
+    let pulled = puller.keep(record()).await.unwrap();
     assert!(shelf.image(&record().key()).is_some(), "runs can have it at once");
     let durable = tokio::time::timeout(Duration::from_millis(100), pulled.is_durable()).await;
     assert!(durable.is_err(), "nothing of it is written down");
@@ -112,7 +112,7 @@ async fn a_registry_that_is_asked_for_every_run_has_no_record_written_for_every_
     let shelf = &puller.shelf;
     let asked = shelf.hold(vec!["a".into()]);
     keep_layer(shelf);
-    puller.keep(record()).is_durable().await.unwrap();
+    puller.keep(record()).await.unwrap().is_durable().await.unwrap();
     let file = || {
         let mut entries = std::fs::read_dir(dir.path().join("images")).unwrap();
         entries.next().unwrap().unwrap().metadata().unwrap().ino()
@@ -131,12 +131,12 @@ async fn layers_stay_for_the_last_of_those_who_hold_them_however_they_came_to() 
     let shelf = &puller.shelf;
     let pulling = shelf.hold(vec!["a".into()]);
     keep_layer(shelf);
-    puller.keep(record()).is_durable().await.unwrap();
+    puller.keep(record()).await.unwrap().is_durable().await.unwrap();
     drop(pulling);
     let key = record().key();
     let [first, second] = [shelf.take(&key).unwrap(), shelf.take(&key).unwrap()];
     // The same layers under another list.
-    puller.keep(record()).is_durable().await.unwrap();
+    puller.keep(record()).await.unwrap().is_durable().await.unwrap();
     drop(first);
     shelf.remove(&key).unwrap();
     assert!(shelf.has("a"), "one holds it still");
@@ -154,7 +154,7 @@ async fn an_image_whose_record_can_not_be_removed_keeps_no_layers() {
     let shelf = &puller.shelf;
     let pulling = shelf.hold(vec!["a".into()]);
     keep_layer(shelf);
-    puller.keep(record()).is_durable().await.unwrap();
+    puller.keep(record()).await.unwrap().is_durable().await.unwrap();
     drop(pulling);
     let images = dir.path().join("images");
     let file = std::fs::read_dir(&images).unwrap().next().unwrap().unwrap().path();
