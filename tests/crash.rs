@@ -245,6 +245,8 @@ fn a_store_whose_server_is_killed_is_whole_and_clean_after_the_next_start() {
     for id in &runs {
         daemon.wait_for_state(id, "running");
     }
+    // Until their image is durable, which runs do not wait for.
+    daemon.post("/images", &json!({ "image": liar.image("busybox") })).expect(200);
     // One that a client waits for: what was promised would be pulled again by the next server.
     let pulling = daemon.request("POST", "/runs").json(&body("python:3", "python3")).begin();
     let _pulling = pulling.expect("send a request");
