@@ -139,15 +139,17 @@ fn a_launcher_that_is_killed_ends_the_server_which_says_whose_fault_it_was() {
 fn a_keeper_that_is_killed_takes_only_its_run_with_it() {
     let daemon = Daemon::builder().host_image().flag("--slots", 3).start();
     daemon.run(&json!({ "image": "host", "cmd": "true" }));
-    let before = host::children(daemon.launcher_pid());
     let long =
         json!({ "image": "host", "cmd": "sleep", "args": ["600"], "limits": { "wall_time_ms": 60_000 } });
     let first = daemon.run_async(&long);
     daemon.wait_for_state(&first, "running");
-    let keeper = host::children(daemon.launcher_pid())
-        .into_iter()
-        .find(|pid| !before.contains(pid))
-        .expect("a keeper");
+    // It may have been prepared before, or be one of those that were.
+    let has_it = |keeper: &i32| {
+        host::descendants(*keeper).iter().any(|pid| host::command_line(*pid).starts_with("sleep"))
+    };
+    let keeper = within(Duration::from_secs(20), "a keeper", || {
+        host::children(daemon.launcher_pid()).into_iter().find(has_it)
+    });
     let second = daemon.run_async(&long);
     daemon.wait_for_state(&second, "running");
     let below = host::descendants(keeper);
