@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
     // The digest of nothing; only an empty archive has it, which is why every other fails at its end.
     let diff_id = format!("sha256:{}", "0".repeat(64));
     let job = unpack::Job { diff_id, limits, niceness: 0 };
-    let opened = |root| OwnedFd::from(fs::File::open(root).expect("open a root"));
+    let opened = |root: &Path| OwnedFd::from(fs::File::open(root).expect("open a root"));
     let result = unpack::layer(bytes, opened(&root), &job, &mut |_directory| Ok(()));
     assert!(result.is_err(), "nothing hashes to zeros: {result:?}");
     // The same is told of it where another thread decodes it.
